@@ -1,0 +1,291 @@
+//! A credential: one grant at one provider, kept under one name.
+//!
+//! Plain data. What follows from it at a given moment is decided in [`policy`], without a
+//! clock and without I/O.
+
+pub mod policy;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    clock::{Moment, Since, Timestamp},
+    secret::Secret,
+};
+
+/// What a token endpoint gave: RFC 6749 section 5.1, and the usual extensions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenSet {
+    /// The access token.
+    pub access_token: Secret,
+    /// The refresh token to spend next. `None` for grants that have none.
+    pub refresh_token: Option<Secret>,
+    /// What is known of them beside their text.
+    pub details: TokenDetails,
+}
+
+/// Everything about a [`TokenSet`] that is not secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenDetails {
+    /// When the request was sent whose answer this is: a lifetime counts from here, so
+    /// that the time on the way never makes a token look younger.
+    pub issued_at: Timestamp,
+    /// How long the access token lives from `issued_at`.
+    pub lifetime: Duration,
+    /// Where `lifetime` comes from.
+    pub lifetime_source: LifetimeSource,
+    /// `Bearer` nearly everywhere.
+    pub token_type: String,
+    /// The scope granted, where the provider said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// When the provider asks to be asked again (`refresh_in`, Microsoft), from `issued_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_in: Option<Duration>,
+    /// When the refresh token dies whatever is done, where the provider said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token_expires_at: Option<Timestamp>,
+}
+
+/// How the lifetime of an access token became known, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LifetimeSource {
+    /// `expires_in` (or `expires_at`) of the answer.
+    Answer,
+    /// The `exp` claim of a JWT access token (RFC 7519 section 4.1.4).
+    JwtExp,
+    /// `default_expires_in` of the provider's configuration or preset.
+    Provider,
+    /// Nothing is known; one hour is assumed.
+    Assumed,
+    /// An imported refresh token: there is no access token yet.
+    Imported,
+}
+
+impl LifetimeSource {
+    /// The label value on `token_lifetime_seconds`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::JwtExp => "jwt_exp",
+            Self::Provider => "provider",
+            Self::Assumed => "assumed",
+            Self::Imported => "imported",
+        }
+    }
+}
+
+/// What the attempts since the last token set left behind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// What stands in the way of a refresh, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Trouble>,
+    /// A refresh token was sent and its answer is not known: the server may have rotated.
+    #[serde(default)]
+    pub doubtful: bool,
+}
+
+/// A failed attempt and what it means for the next one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Why the last attempt failed.
+    pub reason: Reason,
+    /// What the provider called it: an OAuth error code or an HTTP status. Bounded in
+    /// length and character set; never a body.
+    pub detail: String,
+    /// Failed attempts in a row.
+    pub failures: u32,
+    /// When the last attempt ended.
+    pub failed_at: Timestamp,
+    /// How long to wait from then. `None`: until a person has done something.
+    pub wait: Option<Duration>,
+}
+
+/// Why an attempt failed: a closed list, for labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The provider could not be reached, or the connection broke.
+    Network,
+    /// No answer in time.
+    Timeout,
+    /// HTTP 429 or `slow_down`.
+    RateLimited,
+    /// HTTP 5xx or 408, `server_error`, `temporarily_unavailable`.
+    ServerError,
+    /// An answer that is not one of a token endpoint: a redirect, HTML, torn or endless.
+    BadAnswer,
+    /// The store could not record the intent, so nothing was sent.
+    Store,
+    /// The operator must change the client or the request: `invalid_client` and others.
+    Misconfigured,
+    /// The grant is dead; only a person can help: `invalid_grant` and its aliases.
+    NeedsLogin,
+}
+
+impl Reason {
+    /// Every reason, in the order of [`Reason::index`].
+    pub const ALL: [Self; 8] = [
+        Self::Network,
+        Self::Timeout,
+        Self::RateLimited,
+        Self::ServerError,
+        Self::BadAnswer,
+        Self::Store,
+        Self::Misconfigured,
+        Self::NeedsLogin,
+    ];
+
+    /// The label value on `refresh_failures_total`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::RateLimited => "rate_limited",
+            Self::ServerError => "server_error",
+            Self::BadAnswer => "bad_answer",
+            Self::Store => "store",
+            Self::Misconfigured => "misconfigured",
+            Self::NeedsLogin => "needs_login",
+        }
+    }
+
+    /// The place of this reason in [`Reason::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// How a credential stands at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Valid, and not yet due.
+    Fresh,
+    /// Valid; a refresh is wanted, and there is time.
+    Due,
+    /// Valid, but past its mandatory point: readers wait for the refresh.
+    Stale,
+    /// No valid access token; refreshes go on.
+    Expired,
+    /// Only a person can help: a new login is needed.
+    NeedsLogin,
+    /// The operator must change something; tried again slowly.
+    Misconfigured,
+    /// Never had a token.
+    Pending,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Fresh,
+        Self::Due,
+        Self::Stale,
+        Self::Expired,
+        Self::NeedsLogin,
+        Self::Misconfigured,
+        Self::Pending,
+    ];
+
+    /// The label value on `credential_state`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Due => "due",
+            Self::Stale => "stale",
+            Self::Expired => "expired",
+            Self::NeedsLogin => "needs_login",
+            Self::Misconfigured => "misconfigured",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+/// A credential as it stands in memory: its tokens with their age on both clocks, and the
+/// trouble it is in.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// Grows by one with each token set; 0 before the first.
+    pub version: u64,
+    /// The tokens, and since when they have been there.
+    pub tokens: Option<(TokenSet, Since)>,
+    /// The trouble, and since when.
+    pub trouble: Option<(Trouble, Since)>,
+    /// See [`Standing::doubtful`].
+    pub doubtful: bool,
+}
+
+impl Credential {
+    /// A credential that has never had a token.
+    pub fn pending() -> Self {
+        Self {
+            version: 0,
+            tokens: None,
+            trouble: None,
+            doubtful: false,
+        }
+    }
+
+    /// A credential as the store knows it. Where the wall clock has been set back behind
+    /// what the store says, tokens count as past their mandatory point (they are asked
+    /// for at once), and waits as over.
+    pub fn restored(
+        version: u64,
+        tokens: Option<TokenSet>,
+        standing: Standing,
+        rules: &policy::Rules,
+        now: Moment,
+    ) -> Self {
+        let tokens = tokens.map(|tokens| {
+            let unknown = policy::Life::of(&tokens.details, rules).mandatory;
+            let since = Since::restored(tokens.details.issued_at, now, unknown);
+            (tokens, since)
+        });
+        let trouble = standing.trouble.map(|trouble| {
+            let since = Since::restored(trouble.failed_at, now, chrono::TimeDelta::MAX / 4);
+            (trouble, since)
+        });
+        Self {
+            version,
+            tokens,
+            trouble,
+            doubtful: standing.doubtful,
+        }
+    }
+
+    /// A credential that got new tokens just now.
+    pub fn renewed(version: u64, tokens: TokenSet, sent: Moment) -> Self {
+        Self {
+            version,
+            tokens: Some((tokens, Since::at(sent))),
+            trouble: None,
+            doubtful: false,
+        }
+    }
+
+    /// The part that the store keeps beside the tokens.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            trouble: self.trouble.as_ref().map(|(trouble, _)| trouble.clone()),
+            doubtful: self.doubtful,
+        }
+    }
+
+    /// Failed attempts in a row.
+    pub fn failures(&self) -> u32 {
+        self.trouble
+            .as_ref()
+            .map_or(0, |(trouble, _)| trouble.failures)
+    }
+
+    /// The refresh token that the next refresh would spend.
+    pub fn refresh_token(&self) -> Option<&Secret> {
+        self.tokens
+            .as_ref()
+            .and_then(|(tokens, _)| tokens.refresh_token.as_ref())
+    }
+}

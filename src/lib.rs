@@ -1,0 +1,8 @@
+//! x
+pub mod clock;
+pub mod credential;
+pub mod demo;
+pub mod name;
+pub mod oauth;
+pub mod secret;
+pub mod telemetry;

@@ -1,0 +1,518 @@
+//! What a token endpoint answered: tokens, or which error. Pure.
+//!
+//! Servers are read as they are: an error is judged by its `error` code first, whatever the
+//! status, and by the status only where there is no code.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, TimeDelta};
+use reqwest::StatusCode;
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use super::GrantError;
+use crate::{
+    clock::Timestamp,
+    credential::{LifetimeSource, Reason, TokenDetails, TokenSet},
+    secret::Secret,
+};
+
+/// An answer as it came.
+pub struct Raw {
+    /// The `Content-Type` header.
+    pub content_type: Option<String>,
+    /// The `Retry-After` header.
+    pub retry_after: Option<String>,
+    /// The body.
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+/// What must be known to read an answer.
+pub struct Context<'a> {
+    /// When the request was sent.
+    pub issued_at: Timestamp,
+    /// The lifetime where neither answer nor token tell.
+    pub default_expires_in: Option<Duration>,
+    /// The provider's own codes for a dead grant.
+    pub needs_login_errors: &'a [String],
+    /// The tokens before: what an answer omits is carried forward.
+    pub previous: Option<&'a TokenSet>,
+}
+
+/// A server that asks for longer than this is not believed.
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
+/// The lifetime assumed where nothing is known.
+const ASSUMED_LIFETIME: Duration = Duration::from_secs(3_600);
+
+/// Reads an answer. A token set comes back whenever there is an access token in it: it is
+/// saved before anything else about it is judged.
+pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<TokenSet, GrantError> {
+    let fields = fields(raw);
+    // Success first, but an `error` beside it wins: some servers answer 200 to everything.
+    let error = fields.as_ref().and_then(|fields| text(fields, "error"));
+    match (fields, error) {
+        (Some(fields), None) if status.is_success() => {
+            tokens(&fields, context).ok_or_else(|| bad_answer("no_access_token"))
+        }
+        (_, Some(code)) => Err(by_code(&code, status, raw, context)),
+        _ => Err(by_status(status, raw, context)),
+    }
+}
+
+/// The fields of a JSON object, or of a form for servers that know no other way.
+fn fields(raw: &Raw) -> Option<Map<String, Value>> {
+    if let Ok(Value::Object(fields)) = serde_json::from_slice(&raw.body) {
+        return Some(fields);
+    }
+    let is_form = raw.content_type.as_deref().is_some_and(|content_type| {
+        content_type
+            .to_ascii_lowercase()
+            .starts_with("application/x-www-form-urlencoded")
+    });
+    is_form.then(|| {
+        url::form_urlencoded::parse(&raw.body)
+            .map(|(name, value)| (name.into_owned(), Value::String(value.into_owned())))
+            .collect()
+    })
+}
+
+fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
+    let text = fields.get(name)?.as_str()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A positive number: an integer, a float or a string with one. Zero and less say nothing.
+fn number(fields: &Map<String, Value>, name: &str) -> Option<f64> {
+    let number = match fields.get(name)? {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse::<f64>().ok()?,
+        _ => return None,
+    };
+    (number > 0.0).then_some(number)
+}
+
+fn seconds(fields: &Map<String, Value>, name: &str) -> Option<Duration> {
+    // A hundred years: whatever is beyond only overflows.
+    Some(Duration::from_secs_f64(
+        number(fields, name)?.min(3_153_600_000.0),
+    ))
+}
+
+/// A point in time: seconds or milliseconds since 1970, or RFC 3339.
+fn instant(fields: &Map<String, Value>, name: &str) -> Option<Timestamp> {
+    let value = fields.get(name)?;
+    if let Some(text) = value.as_str()
+        && let Ok(at) = DateTime::parse_from_rfc3339(text)
+    {
+        return Some(at.to_utc());
+    }
+    let number = number(fields, name)?;
+    // As seconds this would be after the year 5000.
+    let number = if number > 1e11 {
+        number / 1_000.0
+    } else {
+        number
+    };
+    DateTime::from_timestamp(number as i64, 0)
+}
+
+fn tokens(fields: &Map<String, Value>, context: &Context<'_>) -> Option<TokenSet> {
+    let access_token = text(fields, "access_token")?;
+    let (lifetime, lifetime_source) = lifetime(fields, &access_token, context);
+    let previous = context.previous;
+    // RFC 6749 section 6: without a new refresh token the old one stays in use, and so
+    // does the end that was announced for it.
+    let (refresh_token, carried_end) = match text(fields, "refresh_token") {
+        Some(new) => (Some(Secret::new(new)), None),
+        None => (
+            previous.and_then(|previous| previous.refresh_token.clone()),
+            previous.and_then(|previous| previous.details.refresh_token_expires_at),
+        ),
+    };
+    let refresh_token_lifetime = ["refresh_token_expires_in", "refresh_expires_in"]
+        .iter()
+        .find_map(|name| seconds(fields, name));
+    let refresh_token_expires_at = refresh_token_lifetime
+        .and_then(|lifetime| {
+            context
+                .issued_at
+                .checked_add_signed(TimeDelta::from_std(lifetime).ok()?)
+        })
+        .or(carried_end);
+    Some(TokenSet {
+        access_token: Secret::new(access_token),
+        refresh_token,
+        details: TokenDetails {
+            issued_at: context.issued_at,
+            lifetime,
+            lifetime_source,
+            token_type: text(fields, "token_type").unwrap_or_else(|| "Bearer".into()),
+            scope: text(fields, "scope")
+                .or_else(|| previous.and_then(|previous| previous.details.scope.clone())),
+            refresh_in: seconds(fields, "refresh_in"),
+            refresh_token_expires_at,
+        },
+    })
+}
+
+/// The lifetime and where it comes from, best source first.
+fn lifetime(
+    fields: &Map<String, Value>,
+    access_token: &str,
+    context: &Context<'_>,
+) -> (Duration, LifetimeSource) {
+    let until = |at: Timestamp| {
+        (at - context.issued_at)
+            .to_std()
+            .ok()
+            .filter(|left| !left.is_zero())
+    };
+    if let Some(lifetime) = seconds(fields, "expires_in") {
+        return (lifetime, LifetimeSource::Answer);
+    }
+    if let Some(lifetime) = instant(fields, "expires_at").and_then(until) {
+        return (lifetime, LifetimeSource::Answer);
+    }
+    // `iat` is the server's clock too, so the difference is right when that clock is not.
+    if let Some(claims) = claims(access_token)
+        && let Some(end) = instant(&claims, "exp")
+    {
+        let by_server = instant(&claims, "iat").and_then(|start| (end - start).to_std().ok());
+        if let Some(lifetime) = by_server
+            .filter(|life| !life.is_zero())
+            .or_else(|| until(end))
+        {
+            return (lifetime, LifetimeSource::JwtExp);
+        }
+    }
+    match context.default_expires_in {
+        Some(lifetime) => (lifetime, LifetimeSource::Provider),
+        None => (ASSUMED_LIFETIME, LifetimeSource::Assumed),
+    }
+}
+
+/// The claims of a JWT (RFC 7519), unverified: only the resource server must verify them.
+fn claims(access_token: &str) -> Option<Map<String, Value>> {
+    let mut parts = access_token.split('.');
+    let (_header, payload, _signature) = (parts.next()?, parts.next()?, parts.next()?);
+    let payload = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+    serde_json::from_slice(&payload).ok()
+}
+
+/// Codes that only a person can help with, at every provider. The last four are of OpenID
+/// Connect Core section 3.1.2.6; Microsoft answers them to a refresh.
+const NEEDS_LOGIN: [&str; 5] = [
+    "invalid_grant",
+    "interaction_required",
+    "login_required",
+    "consent_required",
+    "account_selection_required",
+];
+/// Codes that pass by themselves.
+const TRANSIENT: [&str; 3] = [
+    "server_error",
+    "temporarily_unavailable",
+    "internal_failure",
+];
+
+fn by_code(code: &str, status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError {
+    let detail = printable(code);
+    let transient = |reason| GrantError::Transient {
+        reason,
+        detail: detail.clone(),
+        doubtful: false,
+        retry_after: retry_after(raw, context.issued_at),
+    };
+    if NEEDS_LOGIN.contains(&code) || context.needs_login_errors.iter().any(|alias| alias == code) {
+        GrantError::NeedsLogin { detail }
+    } else if TRANSIENT.contains(&code) {
+        transient(Reason::ServerError)
+    } else if code == "slow_down" {
+        transient(Reason::RateLimited)
+    } else if MISCONFIGURED.contains(&code) {
+        GrantError::Misconfigured { detail }
+    } else if status == StatusCode::TOO_MANY_REQUESTS {
+        transient(Reason::RateLimited)
+    } else if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
+        transient(Reason::ServerError)
+    } else {
+        // An unknown refusal: a person should look, and it is asked again, slowly.
+        GrantError::Misconfigured { detail }
+    }
+}
+
+/// Codes of RFC 6749 section 5.2 and RFC 8707 that blame the client or the request.
+const MISCONFIGURED: [&str; 6] = [
+    "invalid_client",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "invalid_scope",
+    "invalid_request",
+    "invalid_target",
+];
+
+fn by_status(status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError {
+    let reason = match status {
+        StatusCode::TOO_MANY_REQUESTS => Reason::RateLimited,
+        StatusCode::REQUEST_TIMEOUT => Reason::ServerError,
+        status if status.is_server_error() => Reason::ServerError,
+        _ => Reason::BadAnswer,
+    };
+    // A gateway that lost its server, and a success that cannot be read, may both hide a
+    // rotation. Everything else is a refusal.
+    let gateway = [StatusCode::BAD_GATEWAY, StatusCode::GATEWAY_TIMEOUT].contains(&status);
+    GrantError::Transient {
+        reason,
+        detail: format!("http_{}", status.as_u16()),
+        doubtful: gateway || status.is_success(),
+        retry_after: retry_after(raw, context.issued_at),
+    }
+}
+
+fn bad_answer(detail: &str) -> GrantError {
+    GrantError::Transient {
+        reason: Reason::BadAnswer,
+        detail: detail.into(),
+        doubtful: true,
+        retry_after: None,
+    }
+}
+
+/// `Retry-After` in both forms (RFC 9110 section 10.2.3), at most [`LONGEST_RETRY_AFTER`].
+fn retry_after(raw: &Raw, now: Timestamp) -> Option<Duration> {
+    let value = raw.retry_after.as_deref()?.trim();
+    let wait = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => (DateTime::parse_from_rfc2822(value).ok()?.to_utc() - now)
+            .to_std()
+            .ok()?,
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+/// An error code fit for a log: a server might put anything there.
+fn printable(code: &str) -> String {
+    let ok = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if code.len() <= 64 && code.chars().all(ok) {
+        code.to_owned()
+    } else {
+        "unreadable_code".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(body: &str) -> Raw {
+        Raw {
+            content_type: None,
+            retry_after: None,
+            body: Zeroizing::new(body.into()),
+        }
+    }
+
+    fn context() -> Context<'static> {
+        Context {
+            issued_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+            default_expires_in: None,
+            needs_login_errors: &[],
+            previous: None,
+        }
+    }
+
+    fn lifetime_of(body: &str) -> (u64, LifetimeSource) {
+        let details = read(StatusCode::OK, &raw(body), &context())
+            .unwrap()
+            .details;
+        (details.lifetime.as_secs(), details.lifetime_source)
+    }
+
+    #[test]
+    fn lifetimes_come_in_many_forms() {
+        use LifetimeSource::{Answer, Assumed};
+        for (body, expected) in [
+            (r#"{"access_token":"a","expires_in":60}"#, (60, Answer)),
+            (r#"{"access_token":"a","expires_in":"60"}"#, (60, Answer)),
+            (r#"{"access_token":"a","expires_in":60.9}"#, (60, Answer)),
+            (
+                r#"{"access_token":"a","expires_in":1e300}"#,
+                (3_153_600_000, Answer),
+            ),
+            (r#"{"access_token":"a","expires_in":0}"#, (3_600, Assumed)),
+            (r#"{"access_token":"a","expires_in":-5}"#, (3_600, Assumed)),
+            (
+                r#"{"access_token":"a","expires_in":null}"#,
+                (3_600, Assumed),
+            ),
+            (r#"{"access_token":"a"}"#, (3_600, Assumed)),
+            (
+                r#"{"access_token":"a","expires_at":1700000060}"#,
+                (60, Answer),
+            ),
+            (
+                r#"{"access_token":"a","expires_at":1700000060000}"#,
+                (60, Answer),
+            ),
+            (
+                r#"{"access_token":"a","expires_at":"2023-11-14T22:14:20Z"}"#,
+                (60, Answer),
+            ),
+        ] {
+            assert_eq!(lifetime_of(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_jwt_tells_its_own_lifetime_even_when_the_servers_clock_is_off() {
+        let jwt = |claims: &str| {
+            format!(
+                r#"{{"access_token":"e30.{}.x"}}"#,
+                URL_SAFE_NO_PAD.encode(claims)
+            )
+        };
+        let hour_ahead = jwt(r#"{"iat":1700003600,"exp":1700003900}"#);
+        assert_eq!(lifetime_of(&hour_ahead), (300, LifetimeSource::JwtExp));
+        assert_eq!(
+            lifetime_of(&jwt(r#"{"exp":1700000300}"#)),
+            (300, LifetimeSource::JwtExp)
+        );
+        assert_eq!(
+            lifetime_of(&jwt(r#"{"exp":1600000000}"#)),
+            (3_600, LifetimeSource::Assumed)
+        );
+    }
+
+    #[test]
+    fn what_an_answer_omits_is_carried_forward() {
+        let first =
+            r#"{"access_token":"a","refresh_token":"r","scope":"s","refresh_token_expires_in":99}"#;
+        let first = read(StatusCode::OK, &raw(first), &context()).unwrap();
+        let context = Context {
+            previous: Some(&first),
+            ..context()
+        };
+        let second = read(StatusCode::OK, &raw(r#"{"access_token":"b"}"#), &context).unwrap();
+        assert_eq!(second.refresh_token, first.refresh_token);
+        assert_eq!(second.details.scope.as_deref(), Some("s"));
+        assert_eq!(
+            second.details.refresh_token_expires_at,
+            first.details.refresh_token_expires_at
+        );
+        let third = r#"{"access_token":"c","refresh_token":"new"}"#;
+        let third = read(StatusCode::OK, &raw(third), &context).unwrap();
+        assert_eq!(third.refresh_token, Some(Secret::new("new")));
+        assert_eq!(
+            third.details.refresh_token_expires_at, None,
+            "said of the old one only"
+        );
+    }
+
+    #[test]
+    fn forms_are_understood_where_they_are_declared() {
+        let mut raw = raw("access_token=a&refresh_token=r&expires_in=7");
+        assert!(read(StatusCode::OK, &raw, &context()).is_err());
+        raw.content_type = Some("application/x-www-form-urlencoded; charset=utf-8".into());
+        let tokens = read(StatusCode::OK, &raw, &context()).unwrap();
+        assert_eq!(tokens.details.lifetime.as_secs(), 7);
+    }
+
+    fn error(status: u16, body: &str) -> GrantError {
+        read(
+            StatusCode::from_u16(status).unwrap(),
+            &raw(body),
+            &context(),
+        )
+        .unwrap_err()
+    }
+
+    #[test]
+    fn a_code_counts_more_than_the_status() {
+        for status in [200, 400, 401, 403, 429, 500] {
+            let reason = |code: &str| error(status, &format!(r#"{{"error":"{code}"}}"#)).reason();
+            assert_eq!(reason("invalid_grant"), Reason::NeedsLogin, "{status}");
+            for code in MISCONFIGURED {
+                assert_eq!(reason(code), Reason::Misconfigured, "{code} {status}");
+            }
+            for code in TRANSIENT {
+                assert_eq!(reason(code), Reason::ServerError, "{code} {status}");
+            }
+            assert_eq!(reason("slow_down"), Reason::RateLimited, "{status}");
+        }
+        assert_eq!(
+            error(403, r#"{"error":"never_seen"}"#).reason(),
+            Reason::Misconfigured
+        );
+        assert_eq!(
+            error(503, r#"{"error":"never_seen"}"#).reason(),
+            Reason::ServerError
+        );
+    }
+
+    #[test]
+    fn without_a_code_nothing_is_ever_taken_for_a_dead_grant() {
+        for status in [
+            200, 201, 204, 302, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504,
+        ] {
+            for body in [
+                "",
+                "<html>",
+                "[]",
+                "null",
+                "{}",
+                r#"{"error":7}"#,
+                "{\"access_tok",
+            ] {
+                let error = error(status, body);
+                assert!(
+                    matches!(error, GrantError::Transient { .. }),
+                    "{status} {body}: {error}"
+                );
+                // Whatever may hide a rotation is doubtful; a refusal is not.
+                let hides = status < 300 || [502, 504].contains(&status);
+                assert_eq!(error.is_doubtful(), hides, "{status} {body}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_providers_own_code_for_a_dead_grant() {
+        let aliases = ["bad_refresh_token".to_owned()];
+        let context = Context {
+            needs_login_errors: &aliases,
+            ..context()
+        };
+        let error = read(
+            StatusCode::OK,
+            &raw(r#"{"error":"bad_refresh_token"}"#),
+            &context,
+        );
+        assert_eq!(error.unwrap_err().reason(), Reason::NeedsLogin);
+    }
+
+    #[test]
+    fn retry_after_in_both_forms_and_not_absurdly() {
+        let wait = |value: &str| {
+            let raw = Raw {
+                retry_after: Some(value.into()),
+                ..raw("")
+            };
+            match read(StatusCode::SERVICE_UNAVAILABLE, &raw, &context()).unwrap_err() {
+                GrantError::Transient { retry_after, .. } => retry_after.map(|wait| wait.as_secs()),
+                other => panic!("{other}"),
+            }
+        };
+        assert_eq!(wait("7"), Some(7));
+        assert_eq!(wait("Tue, 14 Nov 2023 22:13:30 GMT"), Some(10));
+        assert_eq!(wait("99999999999"), Some(3_600));
+        assert_eq!(wait("Tue, 14 Nov 2000 22:13:30 GMT"), None);
+        assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn a_hostile_code_is_not_repeated() {
+        let error = error(400, r#"{"error":"x\n<script> token=abc"}"#);
+        assert_eq!(error.detail(), "unreadable_code");
+    }
+}
