@@ -78,7 +78,7 @@ impl LifetimeSource {
 }
 
 /// What the attempts since the last token set left behind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     /// What stands in the way of a refresh, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,4 +5,7 @@ pub mod demo;
 pub mod name;
 pub mod oauth;
 pub mod secret;
+pub mod schedule;
+pub mod scheduler;
+pub mod store;
 pub mod telemetry;

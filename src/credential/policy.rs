@@ -305,7 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{clock::Since, credential::TokenSet, secret::Secret};
+    use crate::{credential::TokenSet, secret::Secret};
 
     fn details(lifetime: u64) -> TokenDetails {
         TokenDetails {

@@ -1,0 +1,29 @@
+# What people do here. `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help test test-parts check bench demo
+
+help: ## list these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+test: test-parts ## run every test (installs the real parts that they start)
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --locked && cargo test --locked --doc; \
+	else \
+		cargo test --locked; \
+	fi
+
+test-parts: ## install what the tests start: Prometheus, an authorization server, an OTLP receiver
+	@tests/support/install
+
+check: ## format, lints, documentation, licences; all warnings are errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	@cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked --debug
+	cargo deny check --hide-inclusion-graph bans licenses sources
+
+bench: ## run the benchmarks (release build)
+	cargo bench --locked
+
+demo: ## keep three tokens alive before your eyes (release build; Ctrl-C ends it)
+	cargo run --locked --release -- demo

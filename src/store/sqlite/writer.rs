@@ -1,0 +1,141 @@
+//! Group commit: changes that arrive together share one transaction and one sync.
+
+use async_trait::async_trait;
+use sqlx::{Connection, SqliteConnection};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::{StoreError, unavailable};
+
+/// How many changes share a commit at most: beyond this the sync no longer shows.
+const LARGEST_GROUP: usize = 128;
+
+/// One change of the store, as statements. It may be applied twice, if a group that it was
+/// in had to be rolled back because of another.
+#[async_trait]
+pub(super) trait Change: Send + Sync + 'static {
+    /// What the caller wants to know afterwards.
+    type Output: Send;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Self::Output, sqlx::Error>;
+}
+
+/// A change with somebody waiting for it, whatever its type.
+#[async_trait]
+trait Waiting: Send {
+    async fn apply(&mut self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error>;
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Entry<C: Change> {
+    change: C,
+    output: Option<C::Output>,
+    reply: oneshot::Sender<Result<C::Output, StoreError>>,
+}
+
+#[async_trait]
+impl<C: Change> Waiting for Entry<C> {
+    async fn apply(&mut self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        self.output = Some(self.change.apply(connection).await?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        let Self { output, reply, .. } = *self;
+        // Nobody listens any more when a reader gave up; the change is durable all the same.
+        let _ = reply.send(committed.map(|()| output.expect("committed means applied")));
+    }
+}
+
+/// The one connection that writes.
+pub(super) struct Writer {
+    queue: mpsc::Sender<Box<dyn Waiting>>,
+    task: Mutex<Option<JoinHandle<()>>>,
+    stop: tokio_util::sync::CancellationToken,
+}
+
+impl Writer {
+    pub(super) fn start(connection: SqliteConnection) -> Self {
+        let (queue, waiting) = mpsc::channel(4 * LARGEST_GROUP);
+        let stop = tokio_util::sync::CancellationToken::new();
+        let task = tokio::spawn(run(connection, waiting, stop.clone()));
+        Self {
+            queue,
+            task: Mutex::new(Some(task)),
+            stop,
+        }
+    }
+
+    /// Applies a change and waits until it is durable.
+    pub(super) async fn write<C: Change>(&self, change: C) -> Result<C::Output, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let closed = || StoreError::Unavailable("it is closed".into());
+        let entry = Box::new(Entry {
+            change,
+            output: None,
+            reply,
+        });
+        self.queue.send(entry).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    pub(super) async fn close(&self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.lock().await.take() {
+            let _ = task.await;
+        }
+    }
+}
+
+async fn run(
+    mut connection: SqliteConnection,
+    mut queue: mpsc::Receiver<Box<dyn Waiting>>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let mut group = Vec::with_capacity(LARGEST_GROUP);
+    loop {
+        // Takes what is there: a lone change never waits for company, and while one
+        // commit is synced the next group gathers by itself.
+        tokio::select! {
+            biased;
+            count = queue.recv_many(&mut group, LARGEST_GROUP) => if count == 0 { break },
+            () = stop.cancelled() => queue.close(),
+        }
+        if !group.is_empty() {
+            commit(&mut connection, &mut group).await;
+        }
+    }
+    let _ = connection.close().await;
+}
+
+async fn commit(connection: &mut SqliteConnection, group: &mut Vec<Box<dyn Waiting>>) {
+    let result = transaction(connection, group).await.map_err(unavailable);
+    if result.is_ok() || group.len() == 1 {
+        group
+            .drain(..)
+            .for_each(|entry| entry.answer(result.clone()));
+        return;
+    }
+    // One bad change must not fail its neighbours: each again, by itself.
+    for entry in group.drain(..) {
+        let mut alone = [entry];
+        let result = transaction(connection, &mut alone)
+            .await
+            .map_err(unavailable);
+        let [entry] = alone;
+        entry.answer(result);
+    }
+}
+
+async fn transaction(
+    connection: &mut SqliteConnection,
+    group: &mut [Box<dyn Waiting>],
+) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    for entry in group {
+        entry.apply(&mut transaction).await?;
+    }
+    transaction.commit().await
+}

@@ -1,0 +1,6 @@
+//! The integration tests: one binary, so that it links once. Each module tests one subject against
+//! real parts, which `make test-parts` installs.
+
+mod support;
+
+mod support_works;
