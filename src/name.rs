@@ -1,22 +1,26 @@
 //! The names that users give to providers, credentials and jobs.
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A name: 1 to 63 characters of `a-z 0-9 . _ -`, beginning and ending with a letter or
-/// digit. It becomes a label value, a file name and a URL segment, so nothing in it
-/// needs escaping anywhere.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String")]
+/// A name of 1 to 63 characters, `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`.
+///
+/// It becomes a label value, a file name and a segment of a URL as it is, so it holds
+/// nothing that any of them would have to escape.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
 
-/// Why a text is not a [`Name`].
-#[derive(Debug, thiserror::Error)]
+/// The text is not a name; the message says what a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a name; use 1 to 63 of a-z 0-9 . _ - and begin and end with a letter or digit"
+    "a name has 1 to 63 of a-z, 0-9, \".\", \"_\" and \"-\", and starts and ends with a letter or digit"
 )]
-pub struct InvalidName(String);
+pub struct InvalidName;
 
 impl Name {
     /// The name as text.
@@ -25,30 +29,23 @@ impl Name {
     }
 }
 
-impl std::str::FromStr for Name {
+impl FromStr for Name {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let edge =
-            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
-        let valid = text.len() <= 63
-            && edge(text.chars().next())
-            && edge(text.chars().next_back())
-            && text.chars().all(inner);
+        let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = text.as_bytes();
+        let valid = bytes.len() <= 63
+            && bytes.first().copied().is_some_and(alphanumeric)
+            && bytes.last().copied().is_some_and(alphanumeric)
+            && bytes
+                .iter()
+                .all(|&b| alphanumeric(b) || b"._-".contains(&b));
         if valid {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidName(text.to_owned()))
+            Err(InvalidName)
         }
-    }
-}
-
-impl TryFrom<String> for Name {
-    type Error = InvalidName;
-
-    fn try_from(text: String) -> Result<Self, InvalidName> {
-        text.parse()
     }
 }
 
@@ -70,28 +67,49 @@ impl Borrow<str> for Name {
     }
 }
 
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Name {
+    fn schema_name() -> Cow<'static, str> {
+        "Name".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string" })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn names_are_safe_everywhere() {
-        for good in ["a", "7", "family-player", "a.b_c-d", &"a".repeat(63)] {
-            assert!(good.parse::<Name>().is_ok(), "{good}");
+    fn names() {
+        let long = "a".repeat(63);
+        for good in ["a", "7", "family-player", "acme.eu", "a_b", "a..b", &long] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
         }
+        let too_long = "a".repeat(64);
         for bad in [
-            "",
-            "-a",
-            "a-",
-            ".",
-            "A",
-            "a b",
-            "ä",
-            "a/b",
-            "a\"b",
-            &"a".repeat(64),
+            "", "-a", "a-", ".", "..", "A", "a b", "a/b", "é", "a\n", &too_long,
         ] {
-            assert!(bad.parse::<Name>().is_err(), "{bad}");
+            assert_eq!(bad.parse::<Name>(), Err(InvalidName), "{bad:?}");
         }
     }
 }

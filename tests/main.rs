@@ -2,5 +2,3 @@
 //! real parts, which `make test-parts` installs.
 
 mod support;
-
-mod support_works;

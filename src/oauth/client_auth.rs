@@ -8,15 +8,15 @@ use url::form_urlencoded::{self, Serializer};
 
 use crate::secret::Secret;
 
-/// How the client shows who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How the client authenticates at the token endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
-    /// A public client: only `client_id`, in the form.
+    /// A public client: only `client_id` is sent (RFC 6749 section 3.2.1).
     None,
-    /// `Authorization: Basic` with id and secret.
+    /// The secret in the `Authorization` header (RFC 6749 section 2.3.1).
     Basic,
-    /// `client_id` and `client_secret` in the form.
+    /// The secret in the form (RFC 6749 section 2.3.1).
     Post,
 }
 
