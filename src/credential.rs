@@ -205,6 +205,15 @@ impl State {
     }
 }
 
+/// The end of an attempt, for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Last {
+    /// When.
+    pub at: Timestamp,
+    /// `refreshed`, or the reason and its detail.
+    pub result: String,
+}
+
 /// A credential as it stands in memory: its tokens with their age on both clocks, and the
 /// trouble it is in.
 #[derive(Clone, Debug)]
@@ -280,6 +289,21 @@ impl Credential {
         self.trouble
             .as_ref()
             .map_or(0, |(trouble, _)| trouble.failures)
+    }
+
+    /// How the last attempt ended, as far as the credential itself tells.
+    pub fn last_result(&self) -> Option<Last> {
+        if let Some((trouble, _)) = &self.trouble {
+            let result = format!("{} ({})", trouble.reason.as_str(), trouble.detail);
+            return Some(Last {
+                at: trouble.failed_at,
+                result,
+            });
+        }
+        self.live_tokens().map(|(tokens, _)| Last {
+            at: tokens.details.issued_at,
+            result: "refreshed".into(),
+        })
     }
 
     /// The refresh token that the next refresh would spend.

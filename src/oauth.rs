@@ -174,6 +174,15 @@ impl TokenEndpoint {
         form: &Form,
         extra: &BTreeMap<String, String>,
     ) -> Result<(StatusCode, answer::Raw), GrantError> {
+        let (headers, body) = self.encode(form, extra);
+        let request = self.http.post(url).headers(headers).body(body);
+        let response = request.send().await.map_err(|error| broken(&error))?;
+        let status = response.status();
+        tracing::Span::current().record("http.response.status_code", status.as_u16());
+        Ok((status, read_bounded(response).await?))
+    }
+
+    fn encode(&self, form: &Form, extra: &BTreeMap<String, String>) -> (header::HeaderMap, String) {
         let mut body = url::form_urlencoded::Serializer::new(String::new());
         for (name, value) in form {
             body.append_pair(name, value.expose());
@@ -196,12 +205,7 @@ impl TokenEndpoint {
         );
         self.client.authenticate(&mut body, &mut headers);
         telemetry::inject(&mut headers);
-
-        let request = self.http.post(url).headers(headers).body(body.finish());
-        let response = request.send().await.map_err(|error| broken(&error))?;
-        let status = response.status();
-        tracing::Span::current().record("http.response.status_code", status.as_u16());
-        Ok((status, read_bounded(response).await?))
+        (headers, body.finish())
     }
 }
 

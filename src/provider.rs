@@ -2,7 +2,10 @@
 
 pub mod breaker;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,17 +19,28 @@ pub struct Provider {
     pub name: Name,
     /// Where and as whom we ask.
     pub endpoint: TokenEndpoint,
+    /// How long one request may take.
+    pub timeout: Duration,
+    /// How many requests may be under way at once: also the most rotations that a killed
+    /// process can leave without their answers.
+    pub max_in_flight: usize,
     slots: Arc<Semaphore>,
     breaker: Mutex<Breaker>,
 }
 
 impl Provider {
-    /// A provider that is asked at most `max_in_flight` things at once: also the most
-    /// rotations that a killed process can leave without their answers.
-    pub fn new(name: Name, endpoint: TokenEndpoint, max_in_flight: usize) -> Self {
+    /// A provider of whose health nothing is known yet.
+    pub fn new(
+        name: Name,
+        endpoint: TokenEndpoint,
+        timeout: Duration,
+        max_in_flight: usize,
+    ) -> Self {
         Self {
             name,
             endpoint,
+            timeout,
+            max_in_flight,
             slots: Arc::new(Semaphore::new(max_in_flight)),
             breaker: Mutex::default(),
         }

@@ -19,6 +19,8 @@ const PROBE_LOST: TimeDelta = TimeDelta::minutes(3);
 pub enum Heard {
     /// It answered sensibly, if only by refusing.
     Answer,
+    /// Nothing was sent after all.
+    Nothing,
     /// It did not, or said that it cannot now.
     Trouble {
         /// The server named a time (RFC 9110 section 10.2.3): everybody keeps it.
@@ -55,9 +57,19 @@ impl Breaker {
     /// Takes note of how a request ended.
     pub fn report(&mut self, now: TimeDelta, heard: Heard) {
         let probing = self.probing_since.take().is_some();
-        let Heard::Trouble { retry_after } = heard else {
-            *self = Self::default();
-            return;
+        let retry_after = match heard {
+            Heard::Trouble { retry_after } => retry_after,
+            Heard::Answer => {
+                *self = Self::default();
+                return;
+            }
+            Heard::Nothing => {
+                // The next request is the probe then.
+                if probing {
+                    self.closed_until = Some(now);
+                }
+                return;
+            }
         };
         self.failures = self.failures.saturating_add(1);
         let pause = (probing || self.failures >= FAILURES_TO_OPEN).then(|| {

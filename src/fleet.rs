@@ -1,0 +1,188 @@
+//! All credentials as they stand in memory: what the metrics show, and what a refresh changes.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use chrono::TimeDelta;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    clock::{Moment, Since},
+    credential::{
+        Credential, Reason, State,
+        policy::{Next, Rules},
+    },
+    name::Name,
+    oauth::Grant,
+    provider::Provider,
+    refresh::Flight,
+    sinks::Sink,
+};
+
+/// One credential: how it is configured, and how it stands.
+pub struct Member {
+    /// Its name.
+    pub name: Name,
+    /// Where it is from.
+    pub provider: Arc<Provider>,
+    /// How it gets tokens.
+    pub grant: Box<dyn Grant>,
+    /// Its own parameters for token requests; they win over the provider's.
+    pub params: BTreeMap<String, String>,
+    /// What is configured about its timing.
+    pub rules: Rules,
+    /// Where its access token goes.
+    pub sinks: Vec<Arc<dyn Sink>>,
+    /// A file that is kept current with its refresh token.
+    pub write_back: Option<PathBuf>,
+    /// Tells deliveries that there is a new version.
+    pub versions: watch::Sender<Version>,
+    view: Mutex<View>,
+    /// The refresh under way, if any.
+    pub(crate) flight: Mutex<Option<Flight>>,
+}
+
+/// A version that is to be delivered, and the trace of the refresh that brought it.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// See [`Credential::version`].
+    pub number: u64,
+    /// Deliveries become part of this trace.
+    pub span: tracing::Span,
+}
+
+/// The part of a [`Member`] that changes.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The credential.
+    pub credential: Credential,
+    /// Refreshes that ended well, since the start of this process.
+    pub successes: u64,
+    /// Those that did not, by [`Reason::index`].
+    pub failures: [u64; Reason::ALL.len()],
+    /// Its provider, or another process, asked for patience: not before this much time
+    /// has passed.
+    pub patience: Option<(Since, TimeDelta)>,
+}
+
+impl Member {
+    /// A member at the start of this process.
+    #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
+    pub fn new(
+        name: Name,
+        provider: Arc<Provider>,
+        grant: Box<dyn Grant>,
+        params: BTreeMap<String, String>,
+        rules: Rules,
+        sinks: Vec<Arc<dyn Sink>>,
+        write_back: Option<PathBuf>,
+        credential: Credential,
+    ) -> Self {
+        let version = Version {
+            number: credential.version,
+            span: tracing::Span::none(),
+        };
+        Self {
+            name,
+            provider,
+            grant,
+            params,
+            rules,
+            sinks,
+            write_back,
+            versions: watch::Sender::new(version),
+            view: Mutex::new(View {
+                credential,
+                successes: 0,
+                failures: [0; Reason::ALL.len()],
+                patience: None,
+            }),
+            flight: Mutex::default(),
+        }
+    }
+
+    /// How it stands. Held for a moment, never across an await.
+    pub fn view(&self) -> MutexGuard<'_, View> {
+        self.view
+            .lock()
+            .expect("nothing panics while it holds this")
+    }
+
+    /// How it stands, in one word.
+    pub fn state(&self, now: Moment) -> State {
+        self.view().credential.state(&self.name, &self.rules, now)
+    }
+
+    /// When policy refreshes it next, patience included.
+    pub fn next(&self, now: Moment) -> Next {
+        let view = self.view();
+        let mut next = view.credential.next(&self.name, &self.rules, now);
+        if let (Some(wait), Some((since, patience))) = (next.wait, view.patience) {
+            next.wait = Some(wait.max(patience - since.age(now)));
+        }
+        next
+    }
+
+    /// Is a refresh under way?
+    pub fn is_refreshing(&self) -> bool {
+        self.flight
+            .lock()
+            .expect("nothing panics while it holds this")
+            .is_some()
+    }
+}
+
+/// Every member, by name.
+pub struct Fleet {
+    members: BTreeMap<Name, Arc<Member>>,
+    listeners: Mutex<Vec<mpsc::UnboundedSender<Arc<Member>>>>,
+}
+
+/// The members that changed, as they change.
+pub type Changes = mpsc::UnboundedReceiver<Arc<Member>>;
+
+impl Fleet {
+    /// A fleet of these members.
+    pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
+        let members = members
+            .into_iter()
+            .map(|member| (member.name.clone(), Arc::new(member)))
+            .collect();
+        Self {
+            members,
+            listeners: Mutex::default(),
+        }
+    }
+
+    /// One member.
+    pub fn get(&self, name: &str) -> Option<&Arc<Member>> {
+        self.members.get(name)
+    }
+
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Member>> {
+        self.members.values()
+    }
+
+    /// Says that a member may now be due at another time than before.
+    pub fn announce(&self, member: &Arc<Member>) {
+        self.listeners()
+            .retain(|listener| listener.send(member.clone()).is_ok());
+    }
+
+    /// Hears of every announcement from now on.
+    pub fn changes(&self) -> Changes {
+        let (listener, changes) = mpsc::unbounded_channel();
+        self.listeners().push(listener);
+        changes
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<mpsc::UnboundedSender<Arc<Member>>>> {
+        self.listeners
+            .lock()
+            .expect("nothing panics while it holds this")
+    }
+}

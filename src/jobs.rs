@@ -1,0 +1,3 @@
+//! The kinds of jobs, one file each.
+
+pub mod token_refresh;

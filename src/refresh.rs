@@ -1,0 +1,573 @@
+//! The path of one refresh, top to bottom: claim, intend, exchange, save, publish, deliver,
+//! settle.
+//!
+//! Two promises are kept here and nowhere else. A refresh token is sent by one task at a
+//! time, whoever asks for the refresh. And once it is sent, nothing but the end of the
+//! process stops this path before the answer is durable: it runs in a task of its own,
+//! callers only wait for it, and a stop lets it finish.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, field};
+
+use crate::{
+    clock::{Clock, Moment, Since, Timestamp},
+    credential::{
+        Credential, LifetimeSource, Reason, TokenDetails, TokenSet, Trouble,
+        policy::{self, delta},
+    },
+    events,
+    fleet::{Fleet, Member, Version},
+    metrics::Metrics,
+    oauth::GrantError,
+    provider::breaker::Heard,
+    secret::Secret,
+    store::{Checkout, Lease, Saved, Store, StoreError},
+};
+
+/// A refresh under way: whoever holds this hears how it ended.
+pub type Flight = watch::Receiver<Option<Outcome>>;
+
+/// Why somebody wants a refresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The policy says that it is time.
+    Due,
+    /// A schedule fired; it may bring a refresh forward.
+    Scheduled(Timestamp),
+    /// A person wants it now.
+    Forced,
+}
+
+/// How a wish for a refresh ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// New tokens are durable under this version.
+    Refreshed(u64),
+    /// Somebody else had saved newer tokens, which are used now.
+    Adopted(u64),
+    /// It was not wanted any more: another refresh had come first.
+    NotNeeded,
+    /// Nothing was sent: the provider is left alone, or another process is at it.
+    Postponed(TimeDelta),
+    /// The attempt failed.
+    Failed {
+        /// Why.
+        reason: Reason,
+        /// A code or a status.
+        detail: String,
+        /// When it is tried again; `None` when a person must act first.
+        retry_in: Option<Duration>,
+    },
+    /// The service is stopping; nothing was sent.
+    Stopped,
+}
+
+/// Why an import was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The store failed; nothing was changed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The token is known to be dead.
+    #[error("{0} has declared this refresh token dead; log in again to get a new one")]
+    Buried(crate::name::Name),
+    /// The grant has no use for one.
+    #[error("{0} gets its tokens without a refresh token")]
+    NotUsed(crate::name::Name),
+}
+
+/// After a new answer became doubtful, the same refresh token is sent again this soon:
+/// servers that accept a replay do so for 30 s or more.
+const REPLAY_AFTER: TimeDelta = TimeDelta::seconds(1);
+/// The lease outlives the request by this much, for the save that follows it.
+const LEASE_MARGIN: Duration = Duration::from_secs(30);
+/// A refresh that panicked is not repeated at once.
+const AFTER_PANIC: TimeDelta = TimeDelta::seconds(60);
+
+/// Refreshes members of a fleet.
+pub struct Refresher {
+    /// Who there is.
+    pub fleet: Arc<Fleet>,
+    /// Where tokens are kept.
+    pub store: Arc<dyn Store>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+    /// A random name of this process, for leases.
+    pub owner: String,
+    /// Every refresh under way; the service waits for them before it ends.
+    pub tasks: TaskTracker,
+    /// From here on nothing new is sent.
+    pub stop: CancellationToken,
+}
+
+impl Refresher {
+    /// Refreshes one member, or joins the refresh of it that is under way. The refresh
+    /// goes on when the caller stops waiting.
+    pub async fn refresh(self: &Arc<Self>, member: &Arc<Member>, cause: Cause) -> Outcome {
+        let Some(mut flight) = self.board(member, cause) else {
+            return Outcome::NotNeeded;
+        };
+        match flight.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().expect("waited for"),
+            // The task is gone without a word: it panicked, and the hook has logged it.
+            Err(_) => Outcome::Postponed(AFTER_PANIC),
+        }
+    }
+
+    fn board(self: &Arc<Self>, member: &Arc<Member>, cause: Cause) -> Option<Flight> {
+        let mut flight = member.flight.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = &*flight {
+            return Some(flight.clone());
+        }
+        if !is_wanted(member, cause, self.clock.now()) {
+            return None;
+        }
+        let (landed, boarded) = watch::channel(None);
+        *flight = Some(boarded.clone());
+        let (refresher, member) = (self.clone(), member.clone());
+        let span = tracing::info_span!(
+            "refresh",
+            credential = %member.name,
+            provider = %member.provider.name,
+            outcome = field::Empty,
+        );
+        let task = async move {
+            let landing = Landing {
+                refresher: &refresher,
+                member: &member,
+            };
+            let outcome = refresher.admit(&member, cause).await;
+            drop(landing);
+            let _ = landed.send(Some(outcome));
+        };
+        self.tasks.spawn(task.instrument(span));
+        Some(boarded)
+    }
+
+    /// Waits for a place at the provider, unless it is left alone or the service stops.
+    async fn admit(&self, member: &Arc<Member>, cause: Cause) -> Outcome {
+        let _slot = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Outcome::Stopped,
+            slot = member.provider.slot() => slot,
+        };
+        if let Err(wait) = member.provider.admit(self.clock.now())
+            && cause != Cause::Forced
+        {
+            return self.postpone(member, wait);
+        }
+        let (outcome, heard) = self.attempt(member).await;
+        member.provider.report(self.clock.now(), heard);
+        let word = match &outcome {
+            Outcome::Failed { reason, .. } => reason.as_str(),
+            Outcome::Refreshed(_) => "success",
+            _ => "nothing_sent",
+        };
+        tracing::Span::current().record("outcome", word);
+        outcome
+    }
+
+    /// The path itself.
+    async fn attempt(&self, member: &Arc<Member>) -> (Outcome, Heard) {
+        let started = Instant::now();
+        let current = member.view().credential.clone();
+        let endpoint = &member.provider.endpoint;
+        let failed = async |lease, error| self.fail(member, &current, lease, error, started).await;
+
+        // Whatever can fail without the refresh token comes before it is touched.
+        let form = match member.grant.request(&current) {
+            Ok(form) => form,
+            Err(error) => return failed(None, error).await,
+        };
+        let url = match endpoint.location.resolve(&endpoint.http).await {
+            Ok(url) => url,
+            Err(error) => return failed(None, error).await,
+        };
+
+        // Claim and intend, in one commit: it proves that the store can write, and a crash
+        // from here on leaves a trace.
+        let lease = Lease {
+            owner: self.owner.clone(),
+            taken_at: self.clock.now().wall,
+            lasts: member.provider.timeout + LEASE_MARGIN,
+        };
+        match self
+            .timed("checkout", self.store.checkout(&member.name, &lease))
+            .await
+        {
+            Ok(Checkout::Granted { record, .. }) if record.version > current.version => {
+                self.settle(member, &lease, &record.standing, None).await;
+                return (self.adopt(member, record), Heard::Nothing);
+            }
+            Ok(Checkout::Granted { buried: true, .. }) => {
+                let error = GrantError::NeedsLogin {
+                    detail: "refresh_token_known_dead".into(),
+                };
+                let (outcome, _) = failed(Some(&lease), error).await;
+                return (outcome, Heard::Nothing);
+            }
+            Ok(Checkout::Granted { .. }) => {}
+            Ok(Checkout::Busy { until }) => {
+                let wait = (until - lease.taken_at).min(delta(lease.lasts));
+                return (self.postpone(member, wait), Heard::Nothing);
+            }
+            Err(error) => {
+                events::StoreFailed {
+                    what: "intent",
+                    error: &error,
+                }
+                .emit();
+                let error = GrantError::unsent(Reason::Store, "nothing_sent");
+                let (outcome, _) = failed(None, error).await;
+                return (outcome, Heard::Nothing);
+            }
+        }
+
+        // Exchange: the refresh token is spent here. Until the save below has ended, this
+        // task is all that knows the new one.
+        let (tokens, sent) = match endpoint
+            .exchange(url, &form, &member.params, &current)
+            .await
+        {
+            Ok(answer) => answer,
+            Err(error) => return failed(Some(&lease), error).await,
+        };
+
+        // Save, before anything else happens with them.
+        let Saved::Version(version) = self.save(member, current.version, &tokens).await else {
+            let adopted = match self.store.read(&member.name).await {
+                Ok(Some(record)) => self.adopt(member, record),
+                _ => self.postpone(member, REPLAY_AFTER),
+            };
+            return (adopted, Heard::Answer);
+        };
+
+        // Publish, and let the deliveries know; each is retried by itself.
+        let lifetime = tokens.details.lifetime;
+        {
+            let mut view = member.view();
+            view.credential = Credential::renewed(version, tokens, sent);
+            view.successes += 1;
+            view.patience = None;
+        }
+        let span = tracing::Span::current();
+        member.versions.send_replace(Version {
+            number: version,
+            span,
+        });
+        events::TokenRefreshed {
+            credential: &member.name,
+            provider: &member.provider.name,
+            version,
+            lifetime,
+            took: started.elapsed(),
+            recovered_after: current
+                .trouble
+                .as_ref()
+                .map(|(trouble, _)| trouble.failures),
+        }
+        .emit(&self.metrics);
+        (Outcome::Refreshed(version), Heard::Answer)
+    }
+
+    /// Saves for as long as it takes. There is nothing better to do: these tokens exist
+    /// nowhere else.
+    async fn save(&self, member: &Member, expected: u64, tokens: &TokenSet) -> Saved {
+        let mut retry_in = Duration::from_millis(100);
+        loop {
+            match self
+                .timed("save", self.store.save(&member.name, expected, tokens))
+                .await
+            {
+                Ok(saved) => return saved,
+                Err(error) => {
+                    events::SaveFailed {
+                        credential: &member.name,
+                        error: &error,
+                        retry_in,
+                    }
+                    .emit();
+                }
+            }
+            tokio::time::sleep(retry_in).await;
+            retry_in = (retry_in * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// Settles a failed attempt: what it means, when the next one is.
+    async fn fail(
+        &self,
+        member: &Arc<Member>,
+        current: &Credential,
+        lease: Option<&Lease>,
+        error: GrantError,
+        started: Instant,
+    ) -> (Outcome, Heard) {
+        let spends = member.grant.spends_refresh_token();
+        // No person can log in for a client; and a login that is wanted before anything
+        // was sent is no answer of the server.
+        let (error, declared_dead) = match error {
+            GrantError::NeedsLogin { detail } if !spends => {
+                (GrantError::Misconfigured { detail }, false)
+            }
+            error => {
+                let dead = lease.is_some() && matches!(error, GrantError::NeedsLogin { .. });
+                (error, dead)
+            }
+        };
+        // Somebody may have refreshed it meanwhile, and killed ours by that.
+        if declared_dead
+            && let Ok(Some(record)) = self.store.read(&member.name).await
+            && record.version > current.version
+        {
+            return (self.adopt(member, record), Heard::Answer);
+        }
+
+        let now = self.clock.now();
+        let failures = current.failures() + 1;
+        let doubtful = spends && (current.doubtful || error.is_doubtful());
+        let roll = policy::roll(&member.name, current.version, failures);
+        let wait = match &error {
+            GrantError::NeedsLogin { .. } => None,
+            GrantError::Misconfigured { .. } => Some(policy::misconfigured_wait(failures, roll)),
+            GrantError::Transient { doubtful: true, .. } if spends && !current.doubtful => {
+                Some(REPLAY_AFTER)
+            }
+            GrantError::Transient { retry_after, .. } => {
+                let left = current.time_left(&member.rules, now);
+                let asked = retry_after.map_or(TimeDelta::zero(), delta);
+                Some(policy::retry_wait(failures, left, roll).max(asked))
+            }
+        };
+        let retry_in = wait.map(|wait| wait.to_std().unwrap_or_default());
+        let trouble = Trouble {
+            reason: error.reason(),
+            detail: error.detail().to_owned(),
+            failures,
+            failed_at: now.wall,
+            wait: retry_in,
+        };
+        let failed = Credential {
+            trouble: Some((trouble, Since::at(now))),
+            // A dead grant is certain.
+            doubtful: doubtful && wait.is_some(),
+            ..current.clone()
+        };
+        if let Some(lease) = lease {
+            let dead = current
+                .refresh_token()
+                .filter(|_| declared_dead)
+                .map(Secret::fingerprint);
+            self.settle(member, lease, &failed.standing(), dead).await;
+        }
+        {
+            let mut view = member.view();
+            view.credential = failed;
+            view.failures[error.reason().index()] += 1;
+        }
+        events::RefreshFailed {
+            credential: &member.name,
+            provider: &member.provider.name,
+            reason: error.reason(),
+            detail: error.detail(),
+            failures,
+            retry_in,
+            doubtful,
+            took: started.elapsed(),
+        }
+        .emit(&self.metrics);
+
+        let heard = match &error {
+            GrantError::Transient {
+                reason: Reason::Store,
+                ..
+            } => Heard::Nothing,
+            GrantError::Transient { retry_after, .. } => Heard::Trouble {
+                retry_after: *retry_after,
+            },
+            _ => Heard::Answer,
+        };
+        let (reason, detail) = (error.reason(), error.detail().to_owned());
+        (
+            Outcome::Failed {
+                reason,
+                detail,
+                retry_in,
+            },
+            heard,
+        )
+    }
+
+    async fn settle(
+        &self,
+        member: &Member,
+        lease: &Lease,
+        standing: &crate::credential::Standing,
+        dead: Option<crate::secret::Fingerprint>,
+    ) {
+        let settled = self.store.settle(&member.name, lease, standing, dead);
+        // Nothing is lost by a failure: the lease runs out, memory knows the rest, and
+        // after a restart the attempt is simply made again.
+        if let Err(error) = self.timed("settle", settled).await {
+            events::StoreFailed {
+                what: "settlement",
+                error: &error,
+            }
+            .emit();
+        }
+    }
+
+    /// Takes over what the store has.
+    fn adopt(&self, member: &Arc<Member>, record: crate::store::Record) -> Outcome {
+        let version = record.version;
+        {
+            let mut view = member.view();
+            view.credential = Credential::restored(
+                version,
+                record.tokens,
+                record.standing,
+                &member.rules,
+                self.clock.now(),
+            );
+            view.patience = None;
+        }
+        let span = tracing::Span::current();
+        member.versions.send_replace(Version {
+            number: version,
+            span,
+        });
+        events::TokensAdopted {
+            credential: &member.name,
+            version,
+        }
+        .emit();
+        Outcome::Adopted(version)
+    }
+
+    fn postpone(&self, member: &Member, wait: TimeDelta) -> Outcome {
+        // A little apart from each other, and never at once.
+        let roll = policy::roll(&member.name, 0, 0);
+        let wait =
+            wait.max(TimeDelta::seconds(1)) + TimeDelta::milliseconds((1_000.0 * roll) as i64);
+        member.view().patience = Some((Since::at(self.clock.now()), wait));
+        Outcome::Postponed(wait)
+    }
+
+    /// Puts a refresh token from elsewhere in the place of what there is. Durable when it
+    /// returns; the first refresh follows by itself.
+    pub async fn import(&self, member: &Arc<Member>, token: Secret) -> Result<u64, ImportError> {
+        if !member.grant.spends_refresh_token() {
+            return Err(ImportError::NotUsed(member.name.clone()));
+        }
+        if self
+            .store
+            .is_buried(&member.name, token.fingerprint())
+            .await?
+        {
+            return Err(ImportError::Buried(member.provider.name.clone()));
+        }
+        let now = self.clock.now();
+        let tokens = TokenSet::imported(token, now);
+        loop {
+            let expected = self
+                .store
+                .read(&member.name)
+                .await?
+                .map_or(0, |record| record.version);
+            if let Saved::Version(version) =
+                self.store.save(&member.name, expected, &tokens).await?
+            {
+                {
+                    let mut view = member.view();
+                    view.credential = Credential::renewed(version, tokens, now);
+                    view.patience = None;
+                }
+                self.fleet.announce(member);
+                return Ok(version);
+            }
+        }
+    }
+
+    /// Measures an operation of the store, and puts it into the trace.
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        future: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let span = match operation {
+            "checkout" => tracing::info_span!("store.checkout"),
+            "save" => tracing::info_span!("store.save"),
+            _ => tracing::info_span!("store.settle"),
+        };
+        let timer = self.metrics.store_operation(operation).start_timer();
+        let result = future.instrument(span).await;
+        timer.observe_duration();
+        result
+    }
+}
+
+impl TokenSet {
+    /// A refresh token from elsewhere, with no access token yet.
+    pub fn imported(token: Secret, now: Moment) -> Self {
+        Self {
+            access_token: Secret::new(""),
+            refresh_token: Some(token),
+            details: TokenDetails {
+                issued_at: now.wall,
+                lifetime: Duration::ZERO,
+                lifetime_source: LifetimeSource::Imported,
+                token_type: "Bearer".into(),
+                scope: None,
+                refresh_in: None,
+                refresh_token_expires_at: None,
+            },
+        }
+    }
+}
+
+/// Is a refresh still wanted? Asked with the flight's lock held, so that of two wishes for
+/// the same thing the second finds the first one's result.
+fn is_wanted(member: &Member, cause: Cause, now: Moment) -> bool {
+    match cause {
+        Cause::Forced => true,
+        Cause::Due => member.next(now).wait.is_some_and(|wait| wait.is_zero()),
+        Cause::Scheduled(at) => {
+            let credential = &member.view().credential;
+            let came_first = credential
+                .live_tokens()
+                .is_some_and(|(_, since)| since.wall >= at);
+            !came_first && credential.may_be_forced(&member.rules, now)
+        }
+    }
+}
+
+/// Clears the way for the next refresh, however this one ended.
+struct Landing<'a> {
+    refresher: &'a Refresher,
+    member: &'a Arc<Member>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let since = Since::at(self.refresher.clock.now());
+            let mut view = self.member.view();
+            view.patience = Some((since, AFTER_PANIC));
+        }
+        *self
+            .member
+            .flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        self.refresher.fleet.announce(self.member);
+    }
+}

@@ -1,0 +1,433 @@
+//! One run of a job, and everything around it that a job's author need not write: overlap,
+//! jitter, time-out, retries, panics, misfires, metrics, traces, history, drain.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, field};
+
+use crate::{
+    clock::{Clock, Timestamp},
+    config::{Misfire, Overlap},
+    credential::policy::roll,
+    events,
+    job::{Job, JobError, Run, Summary, Trigger},
+    metrics::Metrics,
+    name::Name,
+    schedule::{Firing, Schedule},
+    scheduler::{Scheduler, SchedulerError},
+    store::{RunRecord, Store},
+    telemetry,
+};
+
+/// A cancelled run may take this long to come to an end.
+const GRACE: Duration = Duration::from_secs(10);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// A job as configured.
+pub struct Hosted {
+    /// Its name.
+    pub name: Name,
+    /// The kind of plugin.
+    pub kind: &'static str,
+    /// When it runs, if by itself.
+    pub schedule: Option<Schedule>,
+    /// What happens when the last run is still going.
+    pub overlap: Overlap,
+    /// Scheduled runs start later by a part of this.
+    pub jitter: Duration,
+    /// How long a run may take.
+    pub timeout: Duration,
+    /// How often a failed run is repeated.
+    pub retries: u32,
+    /// What happens when firings were missed while the service was down.
+    pub misfire: Misfire,
+    /// The plugin.
+    pub job: Arc<dyn Job>,
+    /// How it stands.
+    pub state: Mutex<JobState>,
+}
+
+/// How a job stands, since the start of this process.
+#[derive(Clone, Debug, Default)]
+pub struct JobState {
+    /// Runs under way.
+    pub running: u32,
+    /// A firing that waits for the run under way to end (`queue_one`).
+    queued: Option<Timestamp>,
+    /// Failed runs in a row.
+    pub consecutive_failures: u32,
+    /// When the last run started.
+    pub last_run: Option<Timestamp>,
+    /// When the last successful run ended.
+    pub last_success: Option<Timestamp>,
+    /// Runs by [`Trigger::ALL`] and [`RunOutcome::ALL`].
+    pub runs: [[u64; RunOutcome::ALL.len()]; Trigger::ALL.len()],
+    /// Firings without a run, by [`Missed::ALL`].
+    pub missed: [u64; Missed::ALL.len()],
+}
+
+/// How a run ended: label values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// It did what it should.
+    Success,
+    /// It returned an error.
+    Failure,
+    /// It took too long and was cancelled.
+    Timeout,
+    /// It panicked.
+    Panic,
+}
+
+impl RunOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 4] = [Self::Success, Self::Failure, Self::Timeout, Self::Panic];
+
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Timeout => "timeout",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// Why a firing led to no run: label values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// The service was not running.
+    Down,
+    /// The last run was still going.
+    Overlap,
+    /// The machine slept, or its clock was set forward.
+    Clock,
+}
+
+impl Missed {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Down, Self::Overlap, Self::Clock];
+
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Overlap => "overlap",
+            Self::Clock => "clock",
+        }
+    }
+}
+
+impl Hosted {
+    /// How it stands. Held for a moment, never across an await.
+    pub fn state(&self) -> MutexGuard<'_, JobState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn missed(&self, reason: Missed, count: u64, scheduled_at: Timestamp) {
+        if count > 0 {
+            self.state().missed[reason as usize] += count;
+            events::RunsMissed {
+                job: &self.name,
+                reason: reason.as_str(),
+                count,
+                scheduled_at,
+            }
+            .emit();
+        }
+    }
+}
+
+/// Runs jobs.
+pub struct Runner {
+    /// What there is to run.
+    pub jobs: BTreeMap<Name, Arc<Hosted>>,
+    /// Where history is kept.
+    pub store: Arc<dyn Store>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+    /// Every run under way; the service waits for them before it ends.
+    pub tasks: TaskTracker,
+    /// From here on no run starts.
+    pub stop: CancellationToken,
+}
+
+impl Runner {
+    /// Makes up for what was missed while the service was down, then runs each job when its
+    /// schedule fires or when it wakes by itself.
+    pub async fn start(self: &Arc<Self>, scheduler: &Scheduler) -> Result<(), SchedulerError> {
+        for job in self.jobs.values() {
+            self.metrics.expect_job(job.name.as_str());
+            if let Some(schedule) = &job.schedule {
+                self.make_up(job, schedule).await;
+                let (runner, ticked) = (self.clone(), job.clone());
+                let on_tick = Arc::new(move |firing| runner.tick(&ticked, firing));
+                scheduler.add(schedule.clone(), on_tick).await?;
+            }
+            self.tasks.spawn(self.clone().wake(job.clone()));
+        }
+        Ok(())
+    }
+
+    /// Starts a run because a person wants it, whatever the overlap policy says.
+    pub fn run_now(self: &Arc<Self>, job: &Arc<Hosted>) {
+        self.spawn(job, Trigger::Manual, self.clock.now().wall);
+    }
+
+    async fn make_up(self: &Arc<Self>, job: &Arc<Hosted>, schedule: &Schedule) {
+        let now = self.clock.now().wall;
+        let last = match self.store.last_firing(&job.name).await {
+            Ok(last) => last,
+            Err(error) => {
+                return events::StoreFailed {
+                    what: "last firing",
+                    error: &error,
+                }
+                .emit();
+            }
+        };
+        match last.and_then(|last| schedule.due(last, now)) {
+            Some(firing) => {
+                let run_once = job.misfire == Misfire::RunOnce;
+                let missed = u64::from(firing.skipped) + u64::from(!run_once);
+                job.missed(Missed::Down, missed, firing.scheduled_at);
+                self.remember(job, firing.scheduled_at).await;
+                if run_once {
+                    self.spawn(job, Trigger::Misfire, firing.scheduled_at);
+                }
+            }
+            // The first start: from now on firings can be missed.
+            None if last.is_none() => self.remember(job, now).await,
+            None => {}
+        }
+    }
+
+    async fn remember(&self, job: &Hosted, at: Timestamp) {
+        if let Err(error) = self.store.record_firing(&job.name, at).await {
+            events::StoreFailed {
+                what: "firing",
+                error: &error,
+            }
+            .emit();
+        }
+    }
+
+    /// The schedule fired. Returns at once.
+    fn tick(self: &Arc<Self>, job: &Arc<Hosted>, firing: Firing) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        job.missed(Missed::Clock, firing.skipped.into(), firing.scheduled_at);
+        let (runner, remembered) = (self.clone(), job.clone());
+        self.tasks
+            .spawn(async move { runner.remember(&remembered, firing.scheduled_at).await });
+        {
+            let mut state = job.state();
+            if state.running > 0 && job.overlap == Overlap::QueueOne && state.queued.is_none() {
+                state.queued = Some(firing.scheduled_at);
+                return;
+            }
+            if state.running > 0 && job.overlap != Overlap::Allow {
+                drop(state);
+                return job.missed(Missed::Overlap, 1, firing.scheduled_at);
+            }
+        }
+        self.spawn(job, Trigger::Schedule, firing.scheduled_at);
+    }
+
+    /// Runs the job whenever it wants to beside its schedule. These runs are not subject to
+    /// the overlap policy: what is due cannot wait for what hangs.
+    async fn wake(self: Arc<Self>, job: Arc<Hosted>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                () = job.job.wake() => {}
+            }
+            self.spawn(&job, Trigger::Due, self.clock.now().wall);
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, job: &Arc<Hosted>, trigger: Trigger, scheduled_at: Timestamp) {
+        let counted = Counted::new(job.clone(), trigger);
+        let runner = self.clone();
+        self.tasks.spawn(async move {
+            let job = counted.job.clone();
+            if trigger == Trigger::Schedule && !runner.wait_for_turn(&job, scheduled_at).await {
+                return;
+            }
+            runner.run(&job, trigger, scheduled_at).await;
+            drop(counted);
+            let queued = job.state().queued.take();
+            if let Some(scheduled_at) = queued
+                && !runner.stop.is_cancelled()
+            {
+                runner.spawn(&job, Trigger::Schedule, scheduled_at);
+            }
+        });
+    }
+
+    /// Waits for the job's share of its jitter. False when the service stops meanwhile.
+    async fn wait_for_turn(&self, job: &Hosted, scheduled_at: Timestamp) -> bool {
+        let turn = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            () = sleep(job.jitter.mul_f64(roll(&job.name, 0, 0))) => true,
+        };
+        let delay = (self.clock.now().wall - scheduled_at)
+            .to_std()
+            .unwrap_or_default();
+        self.metrics.job_start(job.name.as_str(), delay);
+        turn
+    }
+
+    async fn run(&self, job: &Arc<Hosted>, trigger: Trigger, scheduled_at: Timestamp) {
+        let span = tracing::info_span!(
+            "job.run",
+            job_name = %job.name,
+            kind = job.kind,
+            trigger = trigger.as_str(),
+            outcome = field::Empty,
+        );
+        async {
+            let started = Instant::now();
+            let started_at = self.clock.now().wall;
+            job.state().last_run = Some(started_at);
+            let (outcome, summary) = self.attempts(job, trigger, scheduled_at).await;
+            tracing::Span::current().record("outcome", outcome.as_str());
+            {
+                let mut state = job.state();
+                state.runs[trigger as usize][outcome as usize] += 1;
+                if outcome == RunOutcome::Success {
+                    state.consecutive_failures = 0;
+                    state.last_success = Some(self.clock.now().wall);
+                } else {
+                    state.consecutive_failures += 1;
+                }
+            }
+            let (trigger, outcome, took) = (trigger.as_str(), outcome.as_str(), started.elapsed());
+            events::RunEnded {
+                job: &job.name,
+                trigger,
+                outcome,
+                summary: &summary,
+                took,
+            }
+            .emit(&self.metrics);
+            let record = RunRecord {
+                job: job.name.clone(),
+                trigger: trigger.to_owned(),
+                outcome: outcome.to_owned(),
+                started_at,
+                duration: took,
+                summary,
+                trace_id: telemetry::trace_id(),
+            };
+            if let Err(error) = self.store.record_run(&record).await {
+                events::StoreFailed {
+                    what: "run",
+                    error: &error,
+                }
+                .emit();
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn attempts(
+        &self,
+        job: &Arc<Hosted>,
+        trigger: Trigger,
+        scheduled_at: Timestamp,
+    ) -> (RunOutcome, String) {
+        let mut attempt = 0;
+        loop {
+            let run = Run {
+                job: job.name.clone(),
+                trigger,
+                scheduled_at,
+                attempt,
+                cancel: CancellationToken::new(),
+            };
+            match attempt_once(job, run).await {
+                Ended::Returned(Ok(summary)) => {
+                    return (RunOutcome::Success, summary.as_str().to_owned());
+                }
+                Ended::Returned(Err(error)) => {
+                    let again = error.wants_retry() && attempt < job.retries;
+                    if !again || self.stop.is_cancelled() {
+                        return (RunOutcome::Failure, error.to_string());
+                    }
+                }
+                Ended::Panicked => return (RunOutcome::Panic, "the job panicked".to_owned()),
+                Ended::TimedOut => {
+                    return (RunOutcome::Timeout, "the job took too long".to_owned());
+                }
+            }
+            attempt += 1;
+            let pause = Duration::from_secs(1 << attempt.min(6)).min(LONGEST_RETRY);
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = sleep(pause.mul_f64(0.5 + roll(&job.name, 0, attempt) / 2.0)) => {}
+            }
+        }
+    }
+}
+
+enum Ended {
+    Returned(Result<Summary, JobError>),
+    Panicked,
+    TimedOut,
+}
+
+/// One attempt, in a task of its own so that a panic ends it and nothing else. A time-out
+/// cancels by token; only a job that does not listen is dropped where it stands.
+async fn attempt_once(job: &Arc<Hosted>, run: Run) -> Ended {
+    let (plugin, cancel) = (job.job.clone(), run.cancel.clone());
+    let mut task = tokio::spawn(async move { plugin.run(&run).await }.in_current_span());
+    let result = match timeout(job.timeout, &mut task).await {
+        Ok(result) => result,
+        Err(_) => {
+            cancel.cancel();
+            if timeout(GRACE, &mut task).await.is_err() {
+                task.abort();
+            }
+            return Ended::TimedOut;
+        }
+    };
+    match result {
+        Ok(returned) => Ended::Returned(returned),
+        Err(_) => Ended::Panicked,
+    }
+}
+
+/// Counts a run as under way for as long as it is. Runs that a job wakes up for do not stand
+/// in the way of its schedule.
+struct Counted {
+    job: Arc<Hosted>,
+    counts: bool,
+}
+
+impl Counted {
+    fn new(job: Arc<Hosted>, trigger: Trigger) -> Self {
+        let counts = trigger != Trigger::Due;
+        job.state().running += u32::from(counts);
+        Self { job, counts }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.job.state().running -= u32::from(self.counts);
+    }
+}
