@@ -5,7 +5,7 @@
 
 pub mod policy;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +160,7 @@ impl Reason {
 }
 
 /// How a credential stands at a moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Valid, and not yet due.
@@ -221,7 +221,7 @@ pub struct Credential {
     /// Grows by one with each token set; 0 before the first.
     pub version: u64,
     /// The tokens, and since when they have been there.
-    pub tokens: Option<(TokenSet, Since)>,
+    pub tokens: Option<(Arc<TokenSet>, Since)>,
     /// The trouble, and since when.
     pub trouble: Option<(Trouble, Since)>,
     /// See [`Standing::doubtful`].
@@ -252,7 +252,7 @@ impl Credential {
         let tokens = tokens.map(|tokens| {
             let unknown = policy::Life::of(&tokens.details, rules).mandatory;
             let since = Since::restored(tokens.details.issued_at, now, unknown);
-            (tokens, since)
+            (Arc::new(tokens), since)
         });
         let trouble = standing.trouble.map(|trouble| {
             let since = Since::restored(trouble.failed_at, now, chrono::TimeDelta::MAX / 4);
@@ -270,7 +270,7 @@ impl Credential {
     pub fn renewed(version: u64, tokens: TokenSet, sent: Moment) -> Self {
         Self {
             version,
-            tokens: Some((tokens, Since::at(sent))),
+            tokens: Some((Arc::new(tokens), Since::at(sent))),
             trouble: None,
             doubtful: false,
         }

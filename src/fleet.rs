@@ -19,6 +19,7 @@ use crate::{
     oauth::Grant,
     provider::Provider,
     refresh::Flight,
+    schedule::Schedule,
     sinks::Sink,
 };
 
@@ -38,6 +39,8 @@ pub struct Member {
     pub sinks: Vec<Arc<dyn Sink>>,
     /// A file that is kept current with its refresh token.
     pub write_back: Option<PathBuf>,
+    /// The schedules that may bring its refresh forward.
+    pub schedules: Vec<Schedule>,
     /// Tells deliveries that there is a new version.
     pub versions: watch::Sender<Version>,
     view: Mutex<View>,
@@ -79,6 +82,7 @@ impl Member {
         rules: Rules,
         sinks: Vec<Arc<dyn Sink>>,
         write_back: Option<PathBuf>,
+        schedules: Vec<Schedule>,
         credential: Credential,
     ) -> Self {
         let version = Version {
@@ -93,6 +97,7 @@ impl Member {
             rules,
             sinks,
             write_back,
+            schedules,
             versions: watch::Sender::new(version),
             view: Mutex::new(View {
                 credential,

@@ -1,1 +1,7 @@
-fn main() {}
+//! `perennial`: see the library for the map.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    perennial::cli::run()
+}

@@ -155,7 +155,7 @@ impl TokenEndpoint {
                         issued_at: sent.wall,
                         default_expires_in: self.default_expires_in,
                         needs_login_errors: &self.needs_login_errors,
-                        previous: current.tokens.as_ref().map(|(tokens, _)| tokens),
+                        previous: current.tokens.as_ref().map(|(tokens, _)| &**tokens),
                     };
                     answer::read(status, &answer, &context)
                 });

@@ -3,14 +3,14 @@
 //! Everything is reckoned in *ages* (time since the token was asked for) and not in points
 //! on the wall clock, so that a stepped clock moves nothing: see [`crate::clock::Since`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use sha2::{Digest, Sha256};
 
-use super::{Credential, LifetimeSource, Reason, State, TokenDetails};
+use super::{Credential, LifetimeSource, Reason, State, TokenDetails, TokenSet};
 use crate::{
-    clock::{Moment, Timestamp},
+    clock::{Moment, Since, Timestamp},
     name::Name,
 };
 
@@ -244,7 +244,7 @@ impl Credential {
     }
 
     /// The tokens, unless they are only an imported refresh token.
-    pub fn live_tokens(&self) -> Option<&(super::TokenSet, crate::clock::Since)> {
+    pub fn live_tokens(&self) -> Option<&(Arc<TokenSet>, Since)> {
         self.tokens
             .as_ref()
             .filter(|(tokens, _)| tokens.details.lifetime_source != LifetimeSource::Imported)
@@ -252,7 +252,12 @@ impl Credential {
 
     /// When the access token dies, on the wall clock of `now`.
     pub fn expires_at(&self, rules: &Rules, now: Moment) -> Option<Timestamp> {
-        self.time_left(rules, now).map(|left| now.wall + left)
+        let by_age = now.wall + self.time_left(rules, now)?;
+        let (tokens, since) = self.live_tokens()?;
+        let as_issued = since.wall + Life::of(&tokens.details, rules).end;
+        // Two clocks never agree to the millisecond; only a step is worth another number.
+        let stepped = (as_issued - by_age).abs() > TimeDelta::seconds(2);
+        Some(if stepped { by_age } else { as_issued })
     }
 }
 
@@ -305,7 +310,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{credential::TokenSet, secret::Secret};
+    use crate::secret::Secret;
 
     fn details(lifetime: u64) -> TokenDetails {
         TokenDetails {
@@ -461,7 +466,7 @@ mod tests {
         ) {
             let now = Moment { wall: Timestamp::UNIX_EPOCH - TimeDelta::seconds(back), ..moment(3) };
             let (old, rules) = (credential(lifetime), Rules::default());
-            let tokens = old.tokens.clone().map(|(tokens, _)| tokens);
+            let tokens = old.tokens.clone().map(|(tokens, _)| TokenSet::clone(&tokens));
             let credential = Credential::restored(1, tokens, old.standing(), &rules, now);
             prop_assert_eq!(credential.next(&name(), &rules, now).wait, Some(TimeDelta::zero()));
             prop_assert_eq!(credential.state(&name(), &rules, now), State::Stale);

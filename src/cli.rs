@@ -1,0 +1,155 @@
+//! The command line: one file per command.
+
+mod check;
+mod control;
+mod demo;
+mod import;
+mod refresh;
+mod serve;
+mod status;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    config::{self, Config, Loaded},
+    name::Name,
+    plugins,
+    store::StoreError,
+    telemetry,
+};
+
+/// Keeps OAuth 2.0 tokens alive, shows them, and warns days ahead when a person must act.
+#[derive(Parser)]
+#[command(name = "perennial", version = crate::VERSION, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The configuration [default: perennial.toml, if there is one]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    it did not work; the message says why
+  64   bad command line or configuration
+  69   the store cannot be used: in use, damaged, or the wrong key
+  130  stopped by a second signal, or by the deadline, before runs under way had finished";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Keep the configured credentials alive until stopped by SIGTERM or Ctrl-C
+    Serve,
+    /// Keep three made-up credentials alive against a built-in authorization server
+    Demo(demo::Args),
+    /// Check the configuration, and show when each job will run
+    Check,
+    /// Put a refresh token that you have into the store
+    Import(import::Args),
+    /// Show how each credential stands
+    Status(status::Args),
+    /// Refresh one credential now
+    Refresh {
+        /// The credential
+        name: Name,
+    },
+    /// Print a complete example configuration with every key explained
+    Config,
+}
+
+/// Why a command ended badly.
+#[derive(Debug)]
+enum Failure {
+    /// Each problem is printed on its line.
+    Configuration(config::Errors),
+    /// The message is printed.
+    Other(anyhow::Error),
+    /// Everything was said already.
+    Aborted,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Runs the command that the arguments of this process name.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for = !error.use_stderr();
+            let _ = error.print();
+            return if asked_for {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(64)
+            };
+        }
+    };
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Configuration(errors)) => {
+            eprintln!("{errors}");
+            ExitCode::from(64)
+        }
+        Err(Failure::Other(error)) => {
+            eprintln!("perennial: {error:#}");
+            let store = error.downcast_ref::<StoreError>().is_some();
+            ExitCode::from(if store { 69 } else { 1 })
+        }
+        Err(Failure::Aborted) => ExitCode::from(130),
+    }
+}
+
+fn start(cli: Cli) -> Result<(), Failure> {
+    let telemetry = telemetry::start(env!("CARGO_PKG_VERSION"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let result = command(cli).await;
+        telemetry.flush_and_stop(Duration::from_secs(3)).await;
+        result
+    });
+    // Whatever still runs has had its deadline.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn command(cli: Cli) -> Result<(), Failure> {
+    let load =
+        || config::load(cli.config.as_deref(), &plugins::kinds()).map_err(Failure::Configuration);
+    match cli.command {
+        Command::Serve => serve::run(&loaded(load()?)).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Check => check::run(&load()?),
+        Command::Import(args) => import::run(args, &loaded(load()?)).await,
+        Command::Status(args) => status::run(args, &loaded(load()?)).await,
+        Command::Refresh { name } => refresh::run(&name, &loaded(load()?)).await,
+        Command::Config => {
+            print!("{}", config::example(&plugins::kinds()));
+            Ok(())
+        }
+    }
+}
+
+/// The configuration, its warnings logged.
+fn loaded(loaded: Loaded) -> Config {
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    loaded.config
+}
+
+/// The credential of that name, or which ones there are.
+fn known<'a>(name: &Name, config: &'a Config) -> anyhow::Result<&'a config::Credential> {
+    config.credentials.get(name).ok_or_else(|| {
+        let names: Vec<&str> = config.credentials.keys().map(Name::as_str).collect();
+        anyhow::anyhow!("{name} is not configured; there are: {}", names.join(", "))
+    })
+}

@@ -1,0 +1,126 @@
+//! `perennial demo`: the whole service with nothing configured, against a small authorization
+//! server on loopback that rotates refresh tokens, fails now and then, and loses answers.
+
+use std::{net::SocketAddr, path::Path};
+
+use anyhow::anyhow;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, serve};
+use crate::{
+    app::App,
+    config::{self, Config, Input},
+    demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
+    plugins,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Where to serve /metrics and the status page
+    #[arg(long, default_value = "127.0.0.1:9464")]
+    listen: SocketAddr,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let mut signals = serve::Signals::new()?;
+    let folder = Folder::new()?;
+    let stop = CancellationToken::new();
+    let server = AuthorizationServer::start(Behaviour::default(), stop.clone()).await?;
+    let config = configuration(&args, &server, &folder.0)?;
+    let app = App::open(&config).await?;
+    for name in ["living-room", "kitchen"] {
+        let member = app
+            .refresher
+            .fleet
+            .get(name)
+            .expect("it is configured")
+            .clone();
+        app.refresher
+            .import(&member, server.new_grant("demo"))
+            .await?;
+    }
+    let running = app.start(&config).await?;
+    let address = running.address;
+    println!(
+        "\nThree credentials are kept alive against a small authorization server on this machine.\n\
+         Their tokens live for a minute and are refreshed after about 40 seconds. The server\n\
+         rotates refresh tokens, is unavailable now and then, and sometimes loses an answer.\n\n\
+         \x20 http://{address}/          how they stand\n\
+         \x20 http://{address}/metrics   what Prometheus scrapes\n\n\
+         Ctrl-C ends it; nothing is left behind.\n"
+    );
+    signals.next().await;
+    let stopped = serve::stop(running, config.server.shutdown_timeout, &mut signals).await;
+    stop.cancel();
+    stopped
+}
+
+/// What a user would write, so that the demo goes the way of every configuration.
+fn configuration(
+    args: &Args,
+    server: &AuthorizationServer,
+    folder: &Path,
+) -> anyhow::Result<Config> {
+    let (listen, token_url, folder) = (args.listen, server.token_url(), folder.display());
+    let text = format!(
+        r#"
+        [server]
+        listen = "{listen}"
+
+        [store]
+        url = "sqlite:{folder}/demo.db"
+
+        [providers.players]
+        token_url = "{token_url}"
+        client_id = "demo"
+
+        [providers.machines]
+        token_url = "{token_url}"
+        client_id = "demo"
+        client_secret = "{CLIENT_SECRET}"
+
+        [credentials.living-room]
+        provider = "players"
+        sinks = [{{ kind = "file", path = "{folder}/living-room.token" }}]
+
+        [credentials.kitchen]
+        provider = "players"
+
+        [credentials.robot]
+        provider = "machines"
+        grant = "client_credentials"
+
+        [jobs.token-refresh]
+        kind = "token_refresh"
+        schedule = "@hourly"
+        "#
+    );
+    let environment = config::Environment::default();
+    let read = |path: &Path| std::fs::read_to_string(path);
+    let input = Input {
+        file: Some(("demo", &text)),
+        env: &environment,
+        read: &read,
+    };
+    let loaded = config::resolve(&input, &plugins::kinds());
+    Ok(loaded.map_err(|errors| anyhow!("{errors}"))?.config)
+}
+
+/// A folder that only we can read, and that goes when the demo does.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new() -> anyhow::Result<Self> {
+        let number = getrandom::u64()?;
+        let path = std::env::temp_dir().join(format!("perennial-demo-{number:016x}"));
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+            .create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
