@@ -8,7 +8,12 @@ pub mod cipher;
 pub mod lock;
 pub mod sqlite;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -47,7 +52,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Gives the lease back without new tokens and records how the credential stands.
     /// `bury` remembers a refresh token that the server declared dead. The intent is
-    /// closed unless the standing says that the answer is unknown.
+    /// closed unless the standing says that the answer is unknown. Changes nothing if
+    /// somebody else has the lease by now.
     async fn settle(
         &self,
         name: &Name,
@@ -79,6 +85,14 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self);
 }
 
+/// Makes a new name in a folder durable: syncing the file alone does not.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// A credential as it is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -88,8 +102,8 @@ pub struct Record {
     pub version: u64,
     /// The tokens, if it ever had some.
     pub tokens: Option<TokenSet>,
-    /// How it stands. `doubtful` when an intent was left open: a process died, or no
-    /// answer came.
+    /// How it stands. `doubtful` when an intent is open: a process died, no answer came,
+    /// or somebody who holds the lease is waiting for it right now.
     pub standing: Standing,
 }
 
@@ -105,6 +119,10 @@ pub struct Lease {
 }
 
 /// What [`Store::checkout`] found.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and nearly always the large one"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Checkout {
     /// The lease is ours, and the intent is durable. The record is as it was before.

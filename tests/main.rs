@@ -2,3 +2,6 @@
 //! real parts, which `make test-parts` installs.
 
 mod support;
+
+mod sqlite_store;
+mod store_contract;

@@ -15,7 +15,7 @@ use chacha20poly1305::{
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::StoreError;
+use super::{StoreError, sync_folder_of};
 use crate::secret::Secret;
 
 const KEY_BYTES: usize = 32;
@@ -125,8 +125,11 @@ pub fn generate_key_file(path: &Path) -> Result<Secret, StoreError> {
             .write(true)
             .mode(0o600)
             .open(path)?;
-        writeln!(file, "{}", text.expose())?;
-        file.sync_all()
+        // Half a key must not stand in the way of the next attempt.
+        writeln!(file, "{}", text.expose())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| sync_folder_of(path))
+            .inspect_err(|_| _ = fs::remove_file(path))
     };
     write().map_err(|error| StoreError::Key(format!("{}: {error}", path.display())))?;
     Ok(text)

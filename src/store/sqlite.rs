@@ -1,17 +1,16 @@
 //! The embedded store: SQLite, WAL, every commit synced to the disk, one process.
 //!
-//! [`writer`] is the only connection that writes; it lets changes that arrive together
-//! share a commit. [`statements`] is every change it knows. Reads have connections of
+//! `writer` is the only connection that writes; it lets changes that arrive together
+//! share a commit. `statements` is every change it knows. Reads have connections of
 //! their own.
 
 mod statements;
 mod writer;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -20,7 +19,7 @@ use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use sqlx::{
     ConnectOptions, Connection, Row, SqlSafeStr, SqliteConnection, SqlitePool,
-    migrate::{Migration, MigrationType, Migrator},
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
     },
@@ -30,6 +29,7 @@ use zeroize::Zeroizing;
 use self::writer::Writer;
 use super::{
     Checkout, Lease, Record, RunRecord, Saved, Store, StoreError, cipher::Cipher, lock::StoreLock,
+    sync_folder_of,
 };
 use crate::{
     clock::Timestamp,
@@ -52,25 +52,30 @@ pub struct History {
 /// The embedded store.
 pub struct SqliteStore {
     path: PathBuf,
-    cipher: Arc<Cipher>,
+    cipher: Cipher,
     history: History,
     writer: Writer,
     readers: SqlitePool,
-    // Dropped last: the store is let go when nothing uses it any more.
-    _lock: StoreLock,
 }
 
 impl SqliteStore {
     /// Opens the store at `path`, or makes one if there is nothing at all. A file that is
     /// not one of ours, is damaged, or was made with another key is left as it is.
     pub async fn open(path: &Path, cipher: Cipher, history: History) -> Result<Self, StoreError> {
+        // The files beside a store go by its own name, whatever link led to it.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let lock = StoreLock::acquire(path)?;
-        if !path.exists() {
+        if path.exists() {
+            look(path, &cipher).await?;
+        } else {
             create(path, &cipher).await?;
         }
-        let mut connection = verify(path, &cipher).await?;
+        let mut connection = SqliteConnection::connect_with(&options(path))
+            .await
+            .map_err(unavailable)?;
+        migrate(path, &mut connection).await?;
         // Whoever held a lease on an embedded store is dead, since we have the lock.
-        sqlx::query("UPDATE credentials SET lease_owner = NULL")
+        sqlx::query("UPDATE credentials SET lease_owner = NULL WHERE lease_owner IS NOT NULL")
             .execute(&mut connection)
             .await
             .map_err(unavailable)?;
@@ -81,11 +86,10 @@ impl SqliteStore {
             .map_err(unavailable)?;
         Ok(Self {
             path: path.to_owned(),
-            cipher: Arc::new(cipher),
+            cipher,
             history,
-            writer: Writer::start(connection),
+            writer: Writer::start(connection, lock),
             readers,
-            _lock: lock,
         })
     }
 
@@ -291,15 +295,25 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-fn migrator() -> Migrator {
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let first = include_str!("migrations/0001_first.sql").into_sql_str();
-    Migrator::with_migrations(vec![Migration::new(
+    let migrations = vec![Migration::new(
         1,
         "first".into(),
         MigrationType::Simple,
         first,
         false,
-    )])
+    )];
+    // Not `run`: the compiler cannot see that its future is `Send`.
+    Migrator::with_migrations(migrations)
+        .run_direct(None, connection, false)
+        .await
+        .map_err(|error| match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                unavailable(error)
+            }
+            other => damaged(path, other),
+        })
 }
 
 /// Makes a store beside its final place and moves it there when it is whole, so that an
@@ -310,7 +324,7 @@ async fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
         beside.push(suffix);
         PathBuf::from(beside)
     };
-    if beside("-wal").exists() {
+    if fs::metadata(beside("-wal")).is_ok_and(|log| log.len() > 0) {
         let problem = "the database is missing, but its write-ahead log is there".into();
         return Err(StoreError::Damaged {
             path: path.to_owned(),
@@ -321,8 +335,8 @@ async fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
         |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
     let draft = beside(".new");
     // Left behind by a crash in here; it never held anything.
-    for leftover in [draft.clone(), beside(".new-wal"), beside(".new-shm")] {
-        let _ = fs::remove_file(leftover);
+    for suffix in [".new", ".new-journal", ".new-wal", ".new-shm"] {
+        let _ = fs::remove_file(beside(suffix));
     }
     OpenOptions::new()
         .create_new(true)
@@ -333,10 +347,7 @@ async fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
     let mut connection = SqliteConnection::connect_with(&options(&draft))
         .await
         .map_err(unavailable)?;
-    migrator()
-        .run(&mut connection)
-        .await
-        .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    migrate(&draft, &mut connection).await?;
     sqlx::query("INSERT INTO store (id, key_id) VALUES (1, ?)")
         .bind(cipher.key_id())
         .execute(&mut connection)
@@ -344,63 +355,91 @@ async fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
         .map_err(unavailable)?;
     // Folds the log into the file, so that the file alone is the store.
     connection.close().await.map_err(unavailable)?;
-    fs::rename(&draft, path).map_err(io)?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))
-        .and_then(|folder| folder.sync_all())
+    fs::rename(&draft, path)
+        .and_then(|()| sync_folder_of(path))
         .map_err(io)
 }
 
-/// Looks at a store without changing it, and opens it for writing if it is ours.
-async fn verify(path: &Path, cipher: &Cipher) -> Result<SqliteConnection, StoreError> {
-    if fs::metadata(path).is_ok_and(|file| file.len() == 0) {
+/// Looks at a store without changing it: is it one, is it whole, does the key fit?
+async fn look(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
+    let size = |suffix: &str| {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        fs::metadata(file).map_or(0, |file| file.len())
+    };
+    if size("") == 0 {
         return Err(damaged(path, "it is empty"));
     }
-    let mut connection = match SqliteConnection::connect_with(&options(path)).await {
-        Ok(connection) => connection,
-        Err(error) if is_damage(&error) => return Err(damaged(path, error)),
-        Err(error) => return Err(unavailable(error)),
+    // Whoever opens a database for writing may change it: its journal mode, and at the end
+    // the changes in its log are moved into it. Without a log it is read as if it were on a
+    // CD, so that not even a file is made beside it.
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .immutable(size("-wal") == 0)
+        .disable_statement_logging();
+    let refused = |error| {
+        if is_damage(&error) {
+            damaged(path, error)
+        } else {
+            unavailable(error)
+        }
     };
-    let id: i32 = sqlx::query_scalar("PRAGMA application_id")
-        .fetch_one(&mut connection)
+    let mut connection = SqliteConnection::connect_with(&options)
         .await
-        .map_err(|error| damaged(path, error))?;
-    if id != APPLICATION_ID {
-        return Err(damaged(path, "it is another program's database"));
-    }
-    let check: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(&mut connection)
-        .await
-        .map_err(|error| damaged(path, error))?;
-    if check != "ok" {
-        return Err(damaged(path, check));
-    }
-    let key_id: String = sqlx::query_scalar("SELECT key_id FROM store")
-        .fetch_one(&mut connection)
-        .await
-        .map_err(|error| damaged(path, error))?;
-    if key_id != cipher.key_id() {
-        return Err(StoreError::WrongKey {
+        .map_err(refused)?;
+    let seen = inspect(&mut connection).await;
+    // Not left to a drop, which closes it some time later.
+    let _ = connection.close().await;
+    match seen.map_err(refused)? {
+        Seen::Problem(problem) => Err(damaged(path, problem)),
+        Seen::Store { key_id } if key_id != cipher.key_id() => Err(StoreError::WrongKey {
             path: path.to_owned(),
             expected: key_id,
             given: cipher.key_id().to_owned(),
-        });
+        }),
+        Seen::Store { .. } => Ok(()),
     }
-    migrator()
-        .run(&mut connection)
-        .await
-        .map_err(|error| damaged(path, error))?;
-    Ok(connection)
 }
 
-/// SQLite's own codes for a file that is not, or no longer, a database.
+/// What is in a file that SQLite can open.
+enum Seen {
+    Store { key_id: String },
+    Problem(String),
+}
+
+async fn inspect(connection: &mut SqliteConnection) -> Result<Seen, sqlx::Error> {
+    let id: i32 = sqlx::query_scalar("PRAGMA application_id")
+        .fetch_one(&mut *connection)
+        .await?;
+    if id != APPLICATION_ID {
+        return Ok(Seen::Problem("it is another program's database".into()));
+    }
+    let check: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+        .fetch_one(&mut *connection)
+        .await?;
+    if check != "ok" {
+        return Ok(Seen::Problem(check));
+    }
+    let key_id = sqlx::query_scalar("SELECT key_id FROM store")
+        .fetch_one(connection)
+        .await?;
+    Ok(Seen::Store { key_id })
+}
+
+/// Says this error that the file is not, or no longer, a store? The others pass: a disk that
+/// fails, memory that is short.
 fn is_damage(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    // The low byte is the primary code: 11 SQLITE_CORRUPT, 26 SQLITE_NOTADB.
-    code.and_then(|code| code.parse::<u32>().ok())
-        .is_some_and(|code| [11, 26].contains(&(code & 0xff)))
+    let Some(error) = error.as_database_error() else {
+        return matches!(
+            error,
+            sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. }
+        );
+    };
+    // The low byte is the primary code: 1 SQLITE_ERROR (no such table), 11 SQLITE_CORRUPT,
+    // 26 SQLITE_NOTADB.
+    let code = error.code().and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| [1, 11, 26].contains(&(code & 0xff)))
 }
 
 fn unavailable(error: sqlx::Error) -> StoreError {

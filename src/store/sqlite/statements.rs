@@ -56,9 +56,10 @@ impl Change for Checkout {
         let buried: bool = before.try_get("buried")?;
         // A buried token is not going to be sent, so there is nothing to intend.
         sqlx::query(
-            "UPDATE credentials SET lease_owner = ?, lease_until = ?,
-                 intent = CASE WHEN ? THEN intent ELSE fingerprint END, intent_at = ?
-             WHERE name = ?",
+            "UPDATE credentials SET lease_owner = ?1, lease_until = ?2,
+                 intent = CASE WHEN ?3 THEN intent ELSE fingerprint END,
+                 intent_at = CASE WHEN ?3 THEN intent_at ELSE ?4 END
+             WHERE name = ?5",
         )
         .bind(&self.lease.owner)
         .bind(now + self.lease.lasts.as_millis() as i64)
@@ -124,16 +125,19 @@ impl Change for Settle {
     type Output = ();
 
     async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        // Only the holder of the lease speaks: one that overslept it says nothing.
         if let Some(fingerprint) = self.bury {
             sqlx::query(
-                "INSERT INTO buried (name, fingerprint) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO buried (name, fingerprint)
+                 SELECT name, ?1 FROM credentials WHERE name = ?2 AND lease_owner = ?3
+                 ON CONFLICT DO NOTHING",
             )
-            .bind(self.name.as_str())
             .bind(fingerprint.0.to_vec())
+            .bind(self.name.as_str())
+            .bind(&self.owner)
             .execute(&mut *connection)
             .await?;
         }
-        // Only the holder of the lease speaks: one that overslept it says nothing.
         sqlx::query(
             "UPDATE credentials SET standing = ?1, lease_owner = NULL, lease_until = NULL,
                  intent = CASE WHEN ?2 THEN intent END, intent_at = CASE WHEN ?2 THEN intent_at END

@@ -6,8 +6,9 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
-use super::{StoreError, unavailable};
+use super::{StoreError, StoreLock, unavailable};
 
 /// How many changes share a commit at most: beyond this the sync no longer shows.
 const LARGEST_GROUP: usize = 128;
@@ -49,18 +50,22 @@ impl<C: Change> Waiting for Entry<C> {
     }
 }
 
-/// The one connection that writes.
+/// The one connection that writes, and the lock that says so.
 pub(super) struct Writer {
-    queue: mpsc::Sender<Box<dyn Waiting>>,
+    // Unbounded, so that a change is in the queue as soon as it is asked for, whatever
+    // becomes of its caller, and `close` finds it there. Its callers bound it: each waits.
+    queue: mpsc::UnboundedSender<Box<dyn Waiting>>,
     task: Mutex<Option<JoinHandle<()>>>,
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
 }
 
 impl Writer {
-    pub(super) fn start(connection: SqliteConnection) -> Self {
-        let (queue, waiting) = mpsc::channel(4 * LARGEST_GROUP);
-        let stop = tokio_util::sync::CancellationToken::new();
-        let task = tokio::spawn(run(connection, waiting, stop.clone()));
+    /// Starts to write. `lock` is let go after the last change, when nobody can ask for
+    /// another: after `close`, or when the writer is dropped.
+    pub(super) fn start(connection: SqliteConnection, lock: StoreLock) -> Self {
+        let (queue, waiting) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(connection, waiting, stop.clone(), lock));
         Self {
             queue,
             task: Mutex::new(Some(task)),
@@ -68,7 +73,8 @@ impl Writer {
         }
     }
 
-    /// Applies a change and waits until it is durable.
+    /// Applies a change and waits until it is durable. The change is made even if the
+    /// caller stops waiting.
     pub(super) async fn write<C: Change>(&self, change: C) -> Result<C::Output, StoreError> {
         let (reply, answer) = oneshot::channel();
         let closed = || StoreError::Unavailable("it is closed".into());
@@ -77,31 +83,37 @@ impl Writer {
             output: None,
             reply,
         });
-        self.queue.send(entry).await.map_err(|_| closed())?;
+        self.queue.send(entry).map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
+    /// Makes the changes that were asked for, and takes no more.
     pub(super) async fn close(&self) {
         self.stop.cancel();
-        if let Some(task) = self.task.lock().await.take() {
-            let _ = task.await;
+        // Taken out only when it has ended, so that a second caller waits as well.
+        let mut task = self.task.lock().await;
+        if let Some(running) = task.as_mut() {
+            let _ = running.await;
         }
+        *task = None;
     }
 }
 
 async fn run(
     mut connection: SqliteConnection,
-    mut queue: mpsc::Receiver<Box<dyn Waiting>>,
-    stop: tokio_util::sync::CancellationToken,
+    mut queue: mpsc::UnboundedReceiver<Box<dyn Waiting>>,
+    stop: CancellationToken,
+    _lock: StoreLock,
 ) {
     let mut group = Vec::with_capacity(LARGEST_GROUP);
     loop {
         // Takes what is there: a lone change never waits for company, and while one
-        // commit is synced the next group gathers by itself.
+        // commit is synced the next group gathers by itself. The stop is looked at first:
+        // a queue that never runs dry must not hide it.
         tokio::select! {
             biased;
+            () = stop.cancelled(), if !queue.is_closed() => queue.close(),
             count = queue.recv_many(&mut group, LARGEST_GROUP) => if count == 0 { break },
-            () = stop.cancelled() => queue.close(),
         }
         if !group.is_empty() {
             commit(&mut connection, &mut group).await;
@@ -129,13 +141,30 @@ async fn commit(connection: &mut SqliteConnection, group: &mut Vec<Box<dyn Waiti
     }
 }
 
+/// All of the group, or nothing of it.
 async fn transaction(
     connection: &mut SqliteConnection,
     group: &mut [Box<dyn Waiting>],
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    for entry in group {
-        entry.apply(&mut transaction).await?;
+    let result = apply(connection, group).await;
+    if result.is_err() {
+        // Fails where SQLite has rolled back by itself, as it does on a full disk. sqlx's
+        // own transactions take that for a transaction still open, and never begin another.
+        let _ = sqlx::query("ROLLBACK").execute(connection).await;
     }
-    transaction.commit().await
+    result
+}
+
+async fn apply(
+    connection: &mut SqliteConnection,
+    group: &mut [Box<dyn Waiting>],
+) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut *connection)
+        .await?;
+    for entry in group {
+        entry.apply(connection).await?;
+    }
+    sqlx::query("COMMIT").execute(connection).await?;
+    Ok(())
 }
