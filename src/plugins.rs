@@ -13,12 +13,15 @@ use crate::{
     sinks::{Sink, file::FileSink},
 };
 
+/// Makes a job from its own settings, which have been checked.
+type BuildJob = fn(&toml::Table, &Arc<Refresher>) -> Result<Arc<dyn Job>, String>;
+
 /// A kind of job: what the configuration must know, and how one is made.
 pub struct JobKind {
     /// Its name, documentation and checks.
     pub kind: Kind,
-    /// Makes one from its own settings, which have been checked.
-    pub build: fn(&toml::Table, &Arc<Refresher>) -> Result<Arc<dyn Job>, String>,
+    /// How one is made.
+    pub build: BuildJob,
 }
 
 /// A kind of sink, likewise.
