@@ -254,7 +254,11 @@ impl Credential {
             let since = Since::restored(tokens.details.issued_at, now, unknown);
             (Arc::new(tokens), since)
         });
-        let trouble = standing.trouble.map(|trouble| {
+        let trouble = standing.trouble.map(|mut trouble| {
+            // A restart is how an operator says that something was changed.
+            if trouble.reason == Reason::Misconfigured {
+                trouble.wait = Some(Duration::ZERO);
+            }
             let since = Since::restored(trouble.failed_at, now, chrono::TimeDelta::MAX / 4);
             (trouble, since)
         });

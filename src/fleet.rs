@@ -13,7 +13,7 @@ use crate::{
     clock::{Moment, Since},
     credential::{
         Credential, Reason, State,
-        policy::{Next, Rules},
+        policy::{Next, Rules, Why},
     },
     name::Name,
     oauth::Grant,
@@ -121,8 +121,19 @@ impl Member {
         self.view().credential.state(&self.name, &self.rules, now)
     }
 
+    /// Has it what a token request needs? Not before a first login, where the grant needs one.
+    pub fn can_refresh(&self) -> bool {
+        !self.grant.spends_refresh_token() || self.view().credential.refresh_token().is_some()
+    }
+
     /// When policy refreshes it next, patience included.
     pub fn next(&self, now: Moment) -> Next {
+        if !self.can_refresh() {
+            return Next {
+                wait: None,
+                why: Why::NeedsLogin,
+            };
+        }
         let view = self.view();
         let mut next = view.credential.next(&self.name, &self.rules, now);
         if let (Some(wait), Some((since, patience))) = (next.wait, view.patience) {

@@ -186,7 +186,16 @@ impl Refresher {
         // Whatever can fail without the refresh token comes before it is touched.
         let form = match member.grant.request(&current) {
             Ok(form) => form,
-            Err(error) => return failed(None, error).await,
+            // It says what a person must do first; no attempt was made.
+            Err(error) => {
+                let (reason, detail) = (error.reason(), error.detail().to_owned());
+                let outcome = Outcome::Failed {
+                    reason,
+                    detail,
+                    retry_in: None,
+                };
+                return (outcome, Heard::Nothing);
+            }
         };
         let url = match endpoint.location.resolve(&endpoint.http).await {
             Ok(url) => url,
@@ -538,6 +547,7 @@ impl TokenSet {
 /// the same thing the second finds the first one's result.
 fn is_wanted(member: &Member, cause: Cause, now: Moment) -> bool {
     match cause {
+        Cause::Scheduled(_) if !member.can_refresh() => false,
         Cause::Forced => true,
         Cause::Due => member.next(now).wait.is_some_and(|wait| wait.is_zero()),
         Cause::Scheduled(at) => {

@@ -50,6 +50,12 @@ pub fn of(fleet: &Fleet, now: Moment) -> Vec<Status> {
         let credential = view.credential;
         let state = credential.state(&member.name, &member.rules, now);
         let why = match (&next, state) {
+            (None, State::Pending) => {
+                format!(
+                    "log in, then: perennial import {} --refresh-token-file FILE",
+                    member.name
+                )
+            }
             (_, State::NeedsLogin) => {
                 format!(
                     "log in again, then: perennial import {} --refresh-token-file FILE",

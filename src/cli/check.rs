@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 
 use super::Failure;
 use crate::{
     app,
+    clock::{Clock, SystemClock},
     config::{Config, Loaded},
     name::Name,
     schedule::Schedule,
@@ -27,11 +28,7 @@ pub(super) fn run(loaded: &Loaded) -> Result<(), Failure> {
         config.providers.len(),
         config.jobs.len()
     );
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "a command for a person, who asks about now"
-    )]
-    let now = Utc::now();
+    let now = SystemClock::new().now().wall;
     for (name, job) in &config.jobs {
         match &job.schedule {
             None => println!("\njobs.{name}: no schedule; runs when something is due"),
@@ -70,8 +67,7 @@ pub(super) fn warnings(
     config: &Config,
     lifetime: impl Fn(&Name) -> Option<Duration>,
 ) -> anyhow::Result<Vec<String>> {
-    #[allow(clippy::disallowed_methods, reason = "any day will do")]
-    let now = Utc::now();
+    let now = SystemClock::new().now().wall;
     let mut warnings = Vec::new();
     for (settings, schedule) in app::schedules(config)? {
         let gap = schedule.largest_gap(now);

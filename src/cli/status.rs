@@ -1,9 +1,12 @@
 //! `perennial status`: how each credential stands, from the running service or the store.
 
-use chrono::Utc;
-
 use super::{Failure, control::Service};
-use crate::{app::App, config::Config, status};
+use crate::{
+    app::App,
+    clock::{Clock, SystemClock},
+    config::Config,
+    status,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -27,11 +30,7 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
         println!("{}", serde_json::to_string_pretty(&statuses)?);
         return Ok(());
     }
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "a command for a person, who asks about now"
-    )]
-    let now = Utc::now();
+    let now = SystemClock::new().now().wall;
     print!("{}", status::table(&statuses, now));
     if service.is_none() {
         println!("\nthe service is not running: nothing is refreshed until it starts");

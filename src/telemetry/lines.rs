@@ -49,6 +49,10 @@ where
 struct UtcTime(SecondsFormat);
 
 impl FormatTime for UtcTime {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a log line is stamped with what the machine shows"
+    )]
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
         writer.write_str(&Utc::now().to_rfc3339_opts(self.0, true))
     }
