@@ -1,15 +1,15 @@
-//! Tells the program which commit it was built from: `PERENNIAL_COMMIT` where the builder sets
+//! Tells the program which commit it was built from: `BUILD_COMMIT` where the builder sets
 //! it (an image has no repository), else what git says, else `unknown`.
 
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=PERENNIAL_COMMIT");
+    println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
     println!("cargo::rerun-if-changed=.git/HEAD");
     println!("cargo::rerun-if-changed=.git/logs/HEAD");
-    let commit = std::env::var("PERENNIAL_COMMIT").ok().or_else(from_git);
+    let commit = std::env::var("BUILD_COMMIT").ok().or_else(from_git);
     println!(
-        "cargo::rustc-env=PERENNIAL_COMMIT={}",
+        "cargo::rustc-env=BUILD_COMMIT={}",
         commit.as_deref().unwrap_or("unknown")
     );
 }

@@ -27,12 +27,7 @@ pub mod store;
 pub mod telemetry;
 
 /// The commit that this was built from.
-pub const COMMIT: &str = env!("PERENNIAL_COMMIT");
+pub const COMMIT: &str = env!("BUILD_COMMIT");
 
 /// Version and commit, as `--version` prints them.
-pub const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    " (",
-    env!("PERENNIAL_COMMIT"),
-    ")"
-);
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");
