@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -410,19 +410,12 @@ async fn import_files(config: &Config, refresher: &Arc<Refresher>) -> anyhow::Re
 }
 
 /// One refresh token from a file with one line.
-pub fn read_token(path: &PathBuf) -> anyhow::Result<Secret> {
-    let text = std::fs::read_to_string(path).map(zeroize::Zeroizing::new);
-    let text = text.with_context(|| format!("{}", path.display()))?;
-    one_token(&text).with_context(|| format!("{}", path.display()))
-}
-
-/// The refresh token in a text, if there is just one.
-pub fn one_token(text: &str) -> anyhow::Result<Secret> {
-    let token = text.trim();
-    if token.is_empty() || token.chars().any(char::is_whitespace) {
-        return Err(anyhow!("is not one refresh token in one line"));
-    }
-    Ok(Secret::new(token))
+pub fn read_token(path: &Path) -> anyhow::Result<Secret> {
+    let place = || path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map(zeroize::Zeroizing::new)
+        .with_context(place)?;
+    Secret::from_line(&text).with_context(place)
 }
 
 /// Names this process in leases.

@@ -19,6 +19,19 @@ impl Secret {
         Self(Zeroizing::new(text.into().into_boxed_str()))
     }
 
+    /// The secret that a file or a pipe holds in one line; white space around it is not
+    /// part of it.
+    ///
+    /// # Errors
+    /// [`NotOneLine`] when there is nothing, or more than one word.
+    pub fn from_line(text: &str) -> Result<Self, NotOneLine> {
+        let line = text.trim();
+        if line.is_empty() || line.chars().any(char::is_whitespace) {
+            return Err(NotOneLine);
+        }
+        Ok(Self::new(line))
+    }
+
     /// The text itself, to be sent or encrypted, never to be logged.
     pub fn expose(&self) -> &str {
         &self.0
@@ -60,6 +73,11 @@ impl schemars::JsonSchema for Secret {
     }
 }
 
+/// The text is not one secret in one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is not one token in one line")]
+pub struct NotOneLine;
+
 /// Recognises a token without holding it. See [`Secret::fingerprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 16]);
@@ -71,6 +89,14 @@ mod tests {
     #[test]
     fn debug_shows_nothing() {
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "[redacted]");
+    }
+
+    #[test]
+    fn a_line_is_one_word() {
+        assert_eq!(Secret::from_line(" abc\n"), Ok(Secret::new("abc")));
+        for text in ["", " \n", "a b", "a\nb\n"] {
+            assert_eq!(Secret::from_line(text), Err(NotOneLine), "{text:?}");
+        }
     }
 
     #[test]

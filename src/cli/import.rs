@@ -3,10 +3,11 @@
 
 use std::{io::Read, path::PathBuf};
 
+use anyhow::Context;
 use reqwest::Method;
 
 use super::{Failure, control::Service, known};
-use crate::{app, app::App, config::Config, name::Name};
+use crate::{app, app::App, config::Config, name::Name, secret::Secret};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -23,7 +24,7 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
     let token = if args.refresh_token_file.as_os_str() == "-" {
         let mut text = zeroize::Zeroizing::new(String::new());
         std::io::stdin().read_to_string(&mut text)?;
-        app::one_token(&text).map_err(|error| error.context("standard input"))?
+        Secret::from_line(&text).context("standard input")?
     } else {
         app::read_token(&args.refresh_token_file)?
     };

@@ -10,7 +10,7 @@ use super::body::body;
 use crate::{
     fleet::Member,
     refresh::{Cause, ImportError, Outcome, Refresher},
-    secret::Secret,
+    secret::{NotOneLine, Secret},
     status,
 };
 
@@ -111,14 +111,10 @@ async fn import(name: String, refresher: Arc<Refresher>, body: bytes::Bytes) -> 
     let Some(member) = refresher.fleet.get(&name) else {
         return unknown(&name);
     };
-    let token = String::from_utf8(body.to_vec()).unwrap_or_default();
-    let token = Secret::new(token.trim());
-    if token.expose().is_empty() || token.expose().chars().any(char::is_whitespace) {
-        return say(
-            StatusCode::BAD_REQUEST,
-            "the input is not one refresh token in one line".to_owned(),
-        );
-    }
+    let token = match std::str::from_utf8(&body).ok().map(Secret::from_line) {
+        Some(Ok(token)) => token,
+        _ => return say(StatusCode::BAD_REQUEST, format!("the input {NotOneLine}")),
+    };
     match refresher.import(member, token).await {
         Ok(_) => say(
             StatusCode::OK,
