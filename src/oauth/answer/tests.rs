@@ -1,0 +1,212 @@
+use super::*;
+
+fn raw(body: &str) -> Raw {
+    Raw {
+        content_type: None,
+        retry_after: None,
+        body: Zeroizing::new(body.into()),
+    }
+}
+
+fn context() -> Context<'static> {
+    Context {
+        issued_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+        default_expires_in: None,
+        needs_login_errors: &[],
+        previous: None,
+    }
+}
+
+fn lifetime_of(body: &str) -> (u64, LifetimeSource) {
+    let details = read(StatusCode::OK, &raw(body), &context())
+        .unwrap()
+        .details;
+    (details.lifetime.as_secs(), details.lifetime_source)
+}
+
+#[test]
+fn lifetimes_come_in_many_forms() {
+    use LifetimeSource::{Answer, Assumed};
+    for (body, expected) in [
+        (r#"{"access_token":"a","expires_in":60}"#, (60, Answer)),
+        (r#"{"access_token":"a","expires_in":"60"}"#, (60, Answer)),
+        (r#"{"access_token":"a","expires_in":60.9}"#, (60, Answer)),
+        (
+            r#"{"access_token":"a","expires_in":1e300}"#,
+            (3_153_600_000, Answer),
+        ),
+        (r#"{"access_token":"a","expires_in":0}"#, (3_600, Assumed)),
+        (r#"{"access_token":"a","expires_in":-5}"#, (3_600, Assumed)),
+        (
+            r#"{"access_token":"a","expires_in":null}"#,
+            (3_600, Assumed),
+        ),
+        (r#"{"access_token":"a"}"#, (3_600, Assumed)),
+        (
+            r#"{"access_token":"a","expires_at":1700000060}"#,
+            (60, Answer),
+        ),
+        (
+            r#"{"access_token":"a","expires_at":1700000060000}"#,
+            (60, Answer),
+        ),
+        (
+            r#"{"access_token":"a","expires_at":"2023-11-14T22:14:20Z"}"#,
+            (60, Answer),
+        ),
+    ] {
+        assert_eq!(lifetime_of(body), expected, "{body}");
+    }
+}
+
+#[test]
+fn a_jwt_tells_its_own_lifetime_even_when_the_servers_clock_is_off() {
+    let jwt = |claims: &str| {
+        format!(
+            r#"{{"access_token":"e30.{}.x"}}"#,
+            URL_SAFE_NO_PAD.encode(claims)
+        )
+    };
+    let hour_ahead = jwt(r#"{"iat":1700003600,"exp":1700003900}"#);
+    assert_eq!(lifetime_of(&hour_ahead), (300, LifetimeSource::JwtExp));
+    assert_eq!(
+        lifetime_of(&jwt(r#"{"exp":1700000300}"#)),
+        (300, LifetimeSource::JwtExp)
+    );
+    assert_eq!(
+        lifetime_of(&jwt(r#"{"exp":1600000000}"#)),
+        (3_600, LifetimeSource::Assumed)
+    );
+}
+
+#[test]
+fn what_an_answer_omits_is_carried_forward() {
+    let first =
+        r#"{"access_token":"a","refresh_token":"r","scope":"s","refresh_token_expires_in":99}"#;
+    let first = read(StatusCode::OK, &raw(first), &context()).unwrap();
+    let context = Context {
+        previous: Some(&first),
+        ..context()
+    };
+    let second = read(StatusCode::OK, &raw(r#"{"access_token":"b"}"#), &context).unwrap();
+    assert_eq!(second.refresh_token, first.refresh_token);
+    assert_eq!(second.details.scope.as_deref(), Some("s"));
+    assert_eq!(
+        second.details.refresh_token_expires_at,
+        first.details.refresh_token_expires_at
+    );
+    let third = r#"{"access_token":"c","refresh_token":"new"}"#;
+    let third = read(StatusCode::OK, &raw(third), &context).unwrap();
+    assert_eq!(third.refresh_token, Some(Secret::new("new")));
+    assert_eq!(
+        third.details.refresh_token_expires_at, None,
+        "said of the old one only"
+    );
+}
+
+#[test]
+fn forms_are_understood_where_they_are_declared() {
+    let mut raw = raw("access_token=a&refresh_token=r&expires_in=7");
+    assert!(read(StatusCode::OK, &raw, &context()).is_err());
+    raw.content_type = Some("application/x-www-form-urlencoded; charset=utf-8".into());
+    let tokens = read(StatusCode::OK, &raw, &context()).unwrap();
+    assert_eq!(tokens.details.lifetime.as_secs(), 7);
+}
+
+fn error(status: u16, body: &str) -> GrantError {
+    read(
+        StatusCode::from_u16(status).unwrap(),
+        &raw(body),
+        &context(),
+    )
+    .unwrap_err()
+}
+
+#[test]
+fn a_code_counts_more_than_the_status() {
+    for status in [200, 400, 401, 403, 429, 500] {
+        let reason = |code: &str| error(status, &format!(r#"{{"error":"{code}"}}"#)).reason();
+        assert_eq!(reason("invalid_grant"), Reason::NeedsLogin, "{status}");
+        for code in MISCONFIGURED {
+            assert_eq!(reason(code), Reason::Misconfigured, "{code} {status}");
+        }
+        for code in TRANSIENT {
+            assert_eq!(reason(code), Reason::ServerError, "{code} {status}");
+        }
+        assert_eq!(reason("slow_down"), Reason::RateLimited, "{status}");
+    }
+    assert_eq!(
+        error(403, r#"{"error":"never_seen"}"#).reason(),
+        Reason::Misconfigured
+    );
+    assert_eq!(
+        error(503, r#"{"error":"never_seen"}"#).reason(),
+        Reason::ServerError
+    );
+}
+
+#[test]
+fn without_a_code_nothing_is_ever_taken_for_a_dead_grant() {
+    for status in [
+        200, 201, 204, 302, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504,
+    ] {
+        for body in [
+            "",
+            "<html>",
+            "[]",
+            "null",
+            "{}",
+            r#"{"error":7}"#,
+            "{\"access_tok",
+        ] {
+            let error = error(status, body);
+            assert!(
+                matches!(error, GrantError::Transient { .. }),
+                "{status} {body}: {error}"
+            );
+            // Whatever may hide a rotation is doubtful; a refusal is not.
+            let hides = status < 300 || [502, 504].contains(&status);
+            assert_eq!(error.is_doubtful(), hides, "{status} {body}");
+        }
+    }
+}
+
+#[test]
+fn a_providers_own_code_for_a_dead_grant() {
+    let aliases = ["bad_refresh_token".to_owned()];
+    let context = Context {
+        needs_login_errors: &aliases,
+        ..context()
+    };
+    let error = read(
+        StatusCode::OK,
+        &raw(r#"{"error":"bad_refresh_token"}"#),
+        &context,
+    );
+    assert_eq!(error.unwrap_err().reason(), Reason::NeedsLogin);
+}
+
+#[test]
+fn retry_after_in_both_forms_and_not_absurdly() {
+    let wait = |value: &str| {
+        let raw = Raw {
+            retry_after: Some(value.into()),
+            ..raw("")
+        };
+        match read(StatusCode::SERVICE_UNAVAILABLE, &raw, &context()).unwrap_err() {
+            GrantError::Transient { retry_after, .. } => retry_after.map(|wait| wait.as_secs()),
+            other => panic!("{other}"),
+        }
+    };
+    assert_eq!(wait("7"), Some(7));
+    assert_eq!(wait("Tue, 14 Nov 2023 22:13:30 GMT"), Some(10));
+    assert_eq!(wait("99999999999"), Some(3_600));
+    assert_eq!(wait("Tue, 14 Nov 2000 22:13:30 GMT"), None);
+    assert_eq!(wait("soon"), None);
+}
+
+#[test]
+fn a_hostile_code_is_not_repeated() {
+    let error = error(400, r#"{"error":"x\n<script> token=abc"}"#);
+    assert_eq!(error.detail(), "unreadable_code");
+}
