@@ -160,13 +160,17 @@ impl Refresher {
             () = self.stop.cancelled() => return Outcome::Stopped,
             slot = member.provider.slot() => slot,
         };
-        if let Err(wait) = member.provider.admit(self.clock.now())
+        let admitted = member.provider.admit(self.clock.now());
+        if let Err(wait) = admitted
             && cause != Cause::Forced
         {
             return self.postpone(member, wait);
         }
         let (outcome, heard) = self.attempt(member).await;
-        member.provider.report(self.clock.now(), heard);
+        // One that was let past is not the probe, and must not speak for it.
+        if admitted.is_ok() || heard != Heard::Nothing {
+            member.provider.report(self.clock.now(), heard);
+        }
         let word = match &outcome {
             Outcome::Failed { reason, .. } => reason.as_str(),
             Outcome::Refreshed(_) => "success",
@@ -186,7 +190,10 @@ impl Refresher {
         // Whatever can fail without the refresh token comes before it is touched.
         let form = match member.grant.request(&current) {
             Ok(form) => form,
-            Err(error) => return failed(None, error).await,
+            Err(error) => {
+                let (outcome, _) = failed(None, error).await;
+                return (outcome, Heard::Nothing);
+            }
         };
         let url = match endpoint.location.resolve(&endpoint.http).await {
             Ok(url) => url,
