@@ -262,9 +262,13 @@ impl Refresher {
         let lifetime = tokens.details.lifetime;
         {
             let mut view = member.view();
-            view.credential = Credential::renewed(version, tokens, sent);
             view.successes += 1;
             view.patience = None;
+            // An import may have come right after the save: then its version is newer.
+            let seen = view.credential.version;
+            if seen == current.version || seen < version {
+                view.credential = Credential::renewed(version, tokens, sent);
+            }
         }
         let span = tracing::Span::current();
         member.versions.send_replace(Version {
@@ -378,7 +382,10 @@ impl Refresher {
         }
         {
             let mut view = member.view();
-            view.credential = failed;
+            // An import meanwhile is not undone: what failed were the tokens before it.
+            if view.credential.version == current.version {
+                view.credential = failed;
+            }
             view.failures[error.reason().index()] += 1;
         }
         events::RefreshFailed {
@@ -495,7 +502,10 @@ impl Refresher {
             {
                 {
                     let mut view = member.view();
-                    view.credential = Credential::renewed(version, tokens, now);
+                    // A refresh may have found it in the store, and used it, already.
+                    if view.credential.version < version {
+                        view.credential = Credential::renewed(version, tokens, now);
+                    }
                     view.patience = None;
                 }
                 self.fleet.announce(member);
