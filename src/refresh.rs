@@ -28,7 +28,7 @@ use crate::{
     oauth::GrantError,
     provider::breaker::Heard,
     secret::Secret,
-    store::{Checkout, Lease, Saved, Store, StoreError},
+    store::{Checkout, Lease, Record, Saved, Store, StoreError},
 };
 
 /// A refresh under way: whoever holds this hears how it ended.
@@ -250,12 +250,9 @@ impl Refresher {
         };
 
         // Save, before anything else happens with them.
-        let Saved::Version(version) = self.save(member, current.version, &tokens).await else {
-            let adopted = match self.store.read(&member.name).await {
-                Ok(Some(record)) => self.adopt(member, record),
-                _ => self.postpone(member, REPLAY_AFTER),
-            };
-            return (adopted, Heard::Answer);
+        let version = match self.save(member, &current, &tokens).await {
+            Ok(version) => version,
+            Err(newer) => return (self.adopt(member, *newer), Heard::Answer),
         };
 
         // Publish, and let the deliveries know; each is retried by itself.
@@ -291,15 +288,31 @@ impl Refresher {
     }
 
     /// Saves for as long as it takes. There is nothing better to do: these tokens exist
-    /// nowhere else.
-    async fn save(&self, member: &Member, expected: u64, tokens: &TokenSet) -> Saved {
+    /// nowhere else. They yield only to another grant that somebody saved meanwhile, which
+    /// is the error.
+    async fn save(
+        &self,
+        member: &Member,
+        before: &Credential,
+        tokens: &TokenSet,
+    ) -> Result<u64, Box<Record>> {
+        let mut expected = before.version;
         let mut retry_in = Duration::from_millis(100);
         loop {
-            match self
-                .timed("save", self.store.save(&member.name, expected, tokens))
-                .await
-            {
-                Ok(saved) => return saved,
+            let saved = self.store.save(&member.name, expected, tokens);
+            let found = match self.timed("save", saved).await {
+                Ok(Saved::Version(version)) => return Ok(version),
+                Ok(Saved::Conflict) => self.store.read(&member.name).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(Some(record)) if is_newer(&record, before) => return Err(Box::new(record)),
+                // The token that we spent, imported once more, or a store put back to an
+                // earlier state: ours are the successors.
+                Ok(record) => {
+                    expected = record.map_or(0, |record| record.version);
+                    continue;
+                }
                 Err(error) => {
                     events::SaveFailed {
                         credential: &member.name,
@@ -441,7 +454,7 @@ impl Refresher {
     }
 
     /// Takes over what the store has.
-    fn adopt(&self, member: &Arc<Member>, record: crate::store::Record) -> Outcome {
+    fn adopt(&self, member: &Arc<Member>, record: Record) -> Outcome {
         let version = record.version;
         {
             let mut view = member.view();
@@ -549,6 +562,12 @@ impl TokenSet {
             },
         }
     }
+}
+
+/// Does the store have tokens that are not from before a refresh, and that it did not spend?
+fn is_newer(record: &Record, before: &Credential) -> bool {
+    let refresh_token = record.tokens.as_ref().map(|set| set.refresh_token.as_ref());
+    record.version > before.version && refresh_token.flatten() != before.refresh_token()
 }
 
 /// Is a refresh still wanted? Asked with the flight's lock held, so that of two wishes for
