@@ -490,8 +490,24 @@ impl Refresher {
     }
 
     /// Puts a refresh token from elsewhere in the place of what there is. Durable when it
-    /// returns; the first refresh follows by itself.
-    pub async fn import(&self, member: &Arc<Member>, token: Secret) -> Result<u64, ImportError> {
+    /// returns; the first refresh follows by itself. Goes on when the caller stops waiting:
+    /// what is in the store must not stay unknown here.
+    pub async fn import(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+        token: Secret,
+    ) -> Result<u64, ImportError> {
+        let (refresher, member) = (self.clone(), member.clone());
+        let task = async move { refresher.import_to_end(&member, token).await };
+        let ended = self.tasks.spawn(task.in_current_span()).await;
+        ended.expect("it does not panic, and nobody aborts it")
+    }
+
+    async fn import_to_end(
+        &self,
+        member: &Arc<Member>,
+        token: Secret,
+    ) -> Result<u64, ImportError> {
         if !member.grant.spends_refresh_token() {
             return Err(ImportError::NotUsed(member.name.clone()));
         }
