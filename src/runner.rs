@@ -180,7 +180,8 @@ impl Runner {
 
     /// Starts a run because a person wants it, whatever the overlap policy says.
     pub fn run_now(self: &Arc<Self>, job: &Arc<Hosted>) {
-        self.spawn(job, Trigger::Manual, self.clock.now().wall);
+        let counted = Counted::new(job.clone(), Trigger::Manual);
+        self.spawn(counted, Trigger::Manual, self.clock.now().wall);
     }
 
     async fn make_up(self: &Arc<Self>, job: &Arc<Hosted>, schedule: &Schedule) {
@@ -202,7 +203,8 @@ impl Runner {
                 job.missed(Missed::Down, missed, firing.scheduled_at);
                 self.remember(job, firing.scheduled_at).await;
                 if run_once {
-                    self.spawn(job, Trigger::Misfire, firing.scheduled_at);
+                    let counted = Counted::new(job.clone(), Trigger::Misfire);
+                    self.spawn(counted, Trigger::Misfire, firing.scheduled_at);
                 }
             }
             // The first start: from now on firings can be missed.
@@ -230,18 +232,23 @@ impl Runner {
         let (runner, remembered) = (self.clone(), job.clone());
         self.tasks
             .spawn(async move { runner.remember(&remembered, firing.scheduled_at).await });
-        {
-            let mut state = job.state();
-            if state.running > 0 && job.overlap == Overlap::QueueOne && state.queued.is_none() {
-                state.queued = Some(firing.scheduled_at);
-                return;
-            }
-            if state.running > 0 && job.overlap != Overlap::Allow {
-                drop(state);
-                return job.missed(Missed::Overlap, 1, firing.scheduled_at);
-            }
+        // Looked at and counted under one lock, so that no other run begins in between.
+        let mut state = job.state();
+        if state.running > 0 && job.overlap == Overlap::QueueOne && state.queued.is_none() {
+            state.queued = Some(firing.scheduled_at);
+            return;
         }
-        self.spawn(job, Trigger::Schedule, firing.scheduled_at);
+        if state.running > 0 && job.overlap != Overlap::Allow {
+            drop(state);
+            return job.missed(Missed::Overlap, 1, firing.scheduled_at);
+        }
+        state.running += 1;
+        drop(state);
+        let counted = Counted {
+            job: job.clone(),
+            counts: true,
+        };
+        self.spawn(counted, Trigger::Schedule, firing.scheduled_at);
     }
 
     /// Runs the job whenever it wants to beside its schedule. These runs are not subject to
@@ -253,25 +260,23 @@ impl Runner {
                 () = self.stop.cancelled() => return,
                 () = job.job.wake() => {}
             }
-            self.spawn(&job, Trigger::Due, self.clock.now().wall);
+            let counted = Counted::new(job.clone(), Trigger::Due);
+            self.spawn(counted, Trigger::Due, self.clock.now().wall);
         }
     }
 
-    fn spawn(self: &Arc<Self>, job: &Arc<Hosted>, trigger: Trigger, scheduled_at: Timestamp) {
-        let counted = Counted::new(job.clone(), trigger);
+    fn spawn(self: &Arc<Self>, mut counted: Counted, trigger: Trigger, scheduled_at: Timestamp) {
         let runner = self.clone();
         self.tasks.spawn(async move {
-            let job = counted.job.clone();
-            if trigger == Trigger::Schedule && !runner.wait_for_turn(&job, scheduled_at).await {
-                return;
-            }
-            runner.run(&job, trigger, scheduled_at).await;
-            drop(counted);
-            let queued = job.state().queued.take();
-            if let Some(scheduled_at) = queued
-                && !runner.stop.is_cancelled()
-            {
-                runner.spawn(&job, Trigger::Schedule, scheduled_at);
+            let (mut trigger, mut scheduled_at) = (trigger, scheduled_at);
+            loop {
+                let job = counted.job.clone();
+                if trigger == Trigger::Schedule && !runner.wait_for_turn(&job, scheduled_at).await {
+                    return;
+                }
+                runner.run(&job, trigger, scheduled_at).await;
+                let Some(queued) = counted.end() else { return };
+                (trigger, scheduled_at) = (Trigger::Schedule, queued);
             }
         });
     }
@@ -423,6 +428,23 @@ impl Counted {
         let counts = trigger != Trigger::Due;
         job.state().running += u32::from(counts);
         Self { job, counts }
+    }
+
+    /// The run has ended. If a firing was queued behind it, and no other run is under way,
+    /// that one takes its place and is counted in its stead.
+    fn end(&mut self) -> Option<Timestamp> {
+        if !self.counts {
+            return None;
+        }
+        let mut state = self.job.state();
+        if state.running == 1
+            && let Some(queued) = state.queued.take()
+        {
+            return Some(queued);
+        }
+        state.running -= 1;
+        self.counts = false;
+        None
     }
 }
 
