@@ -370,7 +370,7 @@ impl Runner {
                 }
                 Ended::Returned(Err(error)) => {
                     let again = error.wants_retry() && attempt < job.retries;
-                    if !again || self.stop.is_cancelled() {
+                    if !again || !self.pause(job, attempt + 1).await {
                         return (RunOutcome::Failure, error.to_string());
                     }
                 }
@@ -380,11 +380,16 @@ impl Runner {
                 }
             }
             attempt += 1;
-            let pause = Duration::from_secs(1 << attempt.min(6)).min(LONGEST_RETRY);
-            tokio::select! {
-                () = self.stop.cancelled() => {}
-                () = sleep(pause.mul_f64(0.5 + roll(&job.name, 0, attempt) / 2.0)) => {}
-            }
+        }
+    }
+
+    /// Waits before an attempt is repeated. False when the service stops meanwhile.
+    async fn pause(&self, job: &Hosted, attempt: u32) -> bool {
+        let pause = Duration::from_secs(1 << attempt.min(6)).min(LONGEST_RETRY);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            () = sleep(pause.mul_f64(0.5 + roll(&job.name, 0, attempt) / 2.0)) => true,
         }
     }
 }
