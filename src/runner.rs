@@ -3,10 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, field};
@@ -27,6 +29,11 @@ use crate::{
 
 /// A cancelled run may take this long to come to an end.
 const GRACE: Duration = Duration::from_secs(10);
+/// Every run that a job wakes up for is a row in its history. Ten a second are plenty: what
+/// becomes due meanwhile is taken along by the next.
+const BETWEEN_WAKES: Duration = Duration::from_millis(100);
+/// A job whose `wake` panicked is not asked again at once.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// A job as configured.
@@ -255,13 +262,19 @@ impl Runner {
     /// the overlap policy: what is due cannot wait for what hangs.
     async fn wake(self: Arc<Self>, job: Arc<Hosted>) {
         loop {
-            tokio::select! {
+            let woken = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                () = job.job.wake() => {}
+                woken = AssertUnwindSafe(job.job.wake()).catch_unwind() => woken,
+            };
+            // After a panic, which the hook has logged, it is asked again all the same.
+            if woken.is_err() {
+                sleep(AFTER_PANIC).await;
+                continue;
             }
             let counted = Counted::new(job.clone(), Trigger::Due);
             self.spawn(counted, Trigger::Due, self.clock.now().wall);
+            sleep(BETWEEN_WAKES).await;
         }
     }
 
