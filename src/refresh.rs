@@ -503,11 +503,7 @@ impl Refresher {
         ended.expect("it does not panic, and nobody aborts it")
     }
 
-    async fn import_to_end(
-        &self,
-        member: &Arc<Member>,
-        token: Secret,
-    ) -> Result<u64, ImportError> {
+    async fn import_to_end(&self, member: &Arc<Member>, token: Secret) -> Result<u64, ImportError> {
         if !member.grant.spends_refresh_token() {
             return Err(ImportError::NotUsed(member.name.clone()));
         }

@@ -471,3 +471,6 @@ impl Drop for Counted {
         self.job.state().running -= u32::from(self.counts);
     }
 }
+
+#[cfg(test)]
+mod tests;
