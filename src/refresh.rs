@@ -28,7 +28,7 @@ use crate::{
     oauth::GrantError,
     provider::breaker::Heard,
     secret::Secret,
-    store::{Checkout, Lease, Saved, Store, StoreError},
+    store::{Checkout, Lease, Record, Saved, Store, StoreError},
 };
 
 /// A refresh under way: whoever holds this hears how it ended.
@@ -160,13 +160,17 @@ impl Refresher {
             () = self.stop.cancelled() => return Outcome::Stopped,
             slot = member.provider.slot() => slot,
         };
-        if let Err(wait) = member.provider.admit(self.clock.now())
+        let admitted = member.provider.admit(self.clock.now());
+        if let Err(wait) = admitted
             && cause != Cause::Forced
         {
             return self.postpone(member, wait);
         }
         let (outcome, heard) = self.attempt(member).await;
-        member.provider.report(self.clock.now(), heard);
+        // One that was let past is not the probe, and must not speak for it.
+        if admitted.is_ok() || heard != Heard::Nothing {
+            member.provider.report(self.clock.now(), heard);
+        }
         let word = match &outcome {
             Outcome::Failed { reason, .. } => reason.as_str(),
             Outcome::Refreshed(_) => "success",
@@ -252,21 +256,22 @@ impl Refresher {
         };
 
         // Save, before anything else happens with them.
-        let Saved::Version(version) = self.save(member, current.version, &tokens).await else {
-            let adopted = match self.store.read(&member.name).await {
-                Ok(Some(record)) => self.adopt(member, record),
-                _ => self.postpone(member, REPLAY_AFTER),
-            };
-            return (adopted, Heard::Answer);
+        let version = match self.save(member, &current, &tokens).await {
+            Ok(version) => version,
+            Err(newer) => return (self.adopt(member, *newer), Heard::Answer),
         };
 
         // Publish, and let the deliveries know; each is retried by itself.
         let lifetime = tokens.details.lifetime;
         {
             let mut view = member.view();
-            view.credential = Credential::renewed(version, tokens, sent);
             view.successes += 1;
             view.patience = None;
+            // An import may have come right after the save: then its version is newer.
+            let seen = view.credential.version;
+            if seen == current.version || seen < version {
+                view.credential = Credential::renewed(version, tokens, sent);
+            }
         }
         let span = tracing::Span::current();
         member.versions.send_replace(Version {
@@ -289,15 +294,31 @@ impl Refresher {
     }
 
     /// Saves for as long as it takes. There is nothing better to do: these tokens exist
-    /// nowhere else.
-    async fn save(&self, member: &Member, expected: u64, tokens: &TokenSet) -> Saved {
+    /// nowhere else. They yield only to another grant that somebody saved meanwhile, which
+    /// is the error.
+    async fn save(
+        &self,
+        member: &Member,
+        before: &Credential,
+        tokens: &TokenSet,
+    ) -> Result<u64, Box<Record>> {
+        let mut expected = before.version;
         let mut retry_in = Duration::from_millis(100);
         loop {
-            match self
-                .timed("save", self.store.save(&member.name, expected, tokens))
-                .await
-            {
-                Ok(saved) => return saved,
+            let saved = self.store.save(&member.name, expected, tokens);
+            let found = match self.timed("save", saved).await {
+                Ok(Saved::Version(version)) => return Ok(version),
+                Ok(Saved::Conflict) => self.store.read(&member.name).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(Some(record)) if is_newer(&record, before) => return Err(Box::new(record)),
+                // The token that we spent, imported once more, or a store put back to an
+                // earlier state: ours are the successors.
+                Ok(record) => {
+                    expected = record.map_or(0, |record| record.version);
+                    continue;
+                }
                 Err(error) => {
                     events::SaveFailed {
                         credential: &member.name,
@@ -380,7 +401,10 @@ impl Refresher {
         }
         {
             let mut view = member.view();
-            view.credential = failed;
+            // An import meanwhile is not undone: what failed were the tokens before it.
+            if view.credential.version == current.version {
+                view.credential = failed;
+            }
             view.failures[error.reason().index()] += 1;
         }
         events::RefreshFailed {
@@ -436,7 +460,7 @@ impl Refresher {
     }
 
     /// Takes over what the store has.
-    fn adopt(&self, member: &Arc<Member>, record: crate::store::Record) -> Outcome {
+    fn adopt(&self, member: &Arc<Member>, record: Record) -> Outcome {
         let version = record.version;
         {
             let mut view = member.view();
@@ -472,8 +496,20 @@ impl Refresher {
     }
 
     /// Puts a refresh token from elsewhere in the place of what there is. Durable when it
-    /// returns; the first refresh follows by itself.
-    pub async fn import(&self, member: &Arc<Member>, token: Secret) -> Result<u64, ImportError> {
+    /// returns; the first refresh follows by itself. Goes on when the caller stops waiting:
+    /// what is in the store must not stay unknown here.
+    pub async fn import(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+        token: Secret,
+    ) -> Result<u64, ImportError> {
+        let (refresher, member) = (self.clone(), member.clone());
+        let task = async move { refresher.import_to_end(&member, token).await };
+        let ended = self.tasks.spawn(task.in_current_span()).await;
+        ended.expect("it does not panic, and nobody aborts it")
+    }
+
+    async fn import_to_end(&self, member: &Arc<Member>, token: Secret) -> Result<u64, ImportError> {
         if !member.grant.spends_refresh_token() {
             return Err(ImportError::NotUsed(member.name.clone()));
         }
@@ -497,7 +533,10 @@ impl Refresher {
             {
                 {
                     let mut view = member.view();
-                    view.credential = Credential::renewed(version, tokens, now);
+                    // A refresh may have found it in the store, and used it, already.
+                    if view.credential.version < version {
+                        view.credential = Credential::renewed(version, tokens, now);
+                    }
                     view.patience = None;
                 }
                 self.fleet.announce(member);
@@ -541,6 +580,12 @@ impl TokenSet {
             },
         }
     }
+}
+
+/// Does the store have tokens that are not from before a refresh, and that it did not spend?
+fn is_newer(record: &Record, before: &Credential) -> bool {
+    let refresh_token = record.tokens.as_ref().map(|set| set.refresh_token.as_ref());
+    record.version > before.version && refresh_token.flatten() != before.refresh_token()
 }
 
 /// Is a refresh still wanted? Asked with the flight's lock held, so that of two wishes for

@@ -3,10 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, field};
@@ -27,6 +29,11 @@ use crate::{
 
 /// A cancelled run may take this long to come to an end.
 const GRACE: Duration = Duration::from_secs(10);
+/// Every run that a job wakes up for is a row in its history. Ten a second are plenty: what
+/// becomes due meanwhile is taken along by the next.
+const BETWEEN_WAKES: Duration = Duration::from_millis(100);
+/// A job whose `wake` panicked is not asked again at once.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// A job as configured.
@@ -180,7 +187,8 @@ impl Runner {
 
     /// Starts a run because a person wants it, whatever the overlap policy says.
     pub fn run_now(self: &Arc<Self>, job: &Arc<Hosted>) {
-        self.spawn(job, Trigger::Manual, self.clock.now().wall);
+        let counted = Counted::new(job.clone(), Trigger::Manual);
+        self.spawn(counted, Trigger::Manual, self.clock.now().wall);
     }
 
     async fn make_up(self: &Arc<Self>, job: &Arc<Hosted>, schedule: &Schedule) {
@@ -202,7 +210,8 @@ impl Runner {
                 job.missed(Missed::Down, missed, firing.scheduled_at);
                 self.remember(job, firing.scheduled_at).await;
                 if run_once {
-                    self.spawn(job, Trigger::Misfire, firing.scheduled_at);
+                    let counted = Counted::new(job.clone(), Trigger::Misfire);
+                    self.spawn(counted, Trigger::Misfire, firing.scheduled_at);
                 }
             }
             // The first start: from now on firings can be missed.
@@ -230,48 +239,57 @@ impl Runner {
         let (runner, remembered) = (self.clone(), job.clone());
         self.tasks
             .spawn(async move { runner.remember(&remembered, firing.scheduled_at).await });
-        {
-            let mut state = job.state();
-            if state.running > 0 && job.overlap == Overlap::QueueOne && state.queued.is_none() {
-                state.queued = Some(firing.scheduled_at);
-                return;
-            }
-            if state.running > 0 && job.overlap != Overlap::Allow {
-                drop(state);
-                return job.missed(Missed::Overlap, 1, firing.scheduled_at);
-            }
+        // Looked at and counted under one lock, so that no other run begins in between.
+        let mut state = job.state();
+        if state.running > 0 && job.overlap == Overlap::QueueOne && state.queued.is_none() {
+            state.queued = Some(firing.scheduled_at);
+            return;
         }
-        self.spawn(job, Trigger::Schedule, firing.scheduled_at);
+        if state.running > 0 && job.overlap != Overlap::Allow {
+            drop(state);
+            return job.missed(Missed::Overlap, 1, firing.scheduled_at);
+        }
+        state.running += 1;
+        drop(state);
+        let counted = Counted {
+            job: job.clone(),
+            counts: true,
+        };
+        self.spawn(counted, Trigger::Schedule, firing.scheduled_at);
     }
 
     /// Runs the job whenever it wants to beside its schedule. These runs are not subject to
     /// the overlap policy: what is due cannot wait for what hangs.
     async fn wake(self: Arc<Self>, job: Arc<Hosted>) {
         loop {
-            tokio::select! {
+            let woken = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                () = job.job.wake() => {}
+                woken = AssertUnwindSafe(job.job.wake()).catch_unwind() => woken,
+            };
+            // After a panic, which the hook has logged, it is asked again all the same.
+            if woken.is_err() {
+                sleep(AFTER_PANIC).await;
+                continue;
             }
-            self.spawn(&job, Trigger::Due, self.clock.now().wall);
+            let counted = Counted::new(job.clone(), Trigger::Due);
+            self.spawn(counted, Trigger::Due, self.clock.now().wall);
+            sleep(BETWEEN_WAKES).await;
         }
     }
 
-    fn spawn(self: &Arc<Self>, job: &Arc<Hosted>, trigger: Trigger, scheduled_at: Timestamp) {
-        let counted = Counted::new(job.clone(), trigger);
+    fn spawn(self: &Arc<Self>, mut counted: Counted, trigger: Trigger, scheduled_at: Timestamp) {
         let runner = self.clone();
         self.tasks.spawn(async move {
-            let job = counted.job.clone();
-            if trigger == Trigger::Schedule && !runner.wait_for_turn(&job, scheduled_at).await {
-                return;
-            }
-            runner.run(&job, trigger, scheduled_at).await;
-            drop(counted);
-            let queued = job.state().queued.take();
-            if let Some(scheduled_at) = queued
-                && !runner.stop.is_cancelled()
-            {
-                runner.spawn(&job, Trigger::Schedule, scheduled_at);
+            let (mut trigger, mut scheduled_at) = (trigger, scheduled_at);
+            loop {
+                let job = counted.job.clone();
+                if trigger == Trigger::Schedule && !runner.wait_for_turn(&job, scheduled_at).await {
+                    return;
+                }
+                runner.run(&job, trigger, scheduled_at).await;
+                let Some(queued) = counted.end() else { return };
+                (trigger, scheduled_at) = (Trigger::Schedule, queued);
             }
         });
     }
@@ -365,7 +383,7 @@ impl Runner {
                 }
                 Ended::Returned(Err(error)) => {
                     let again = error.wants_retry() && attempt < job.retries;
-                    if !again || self.stop.is_cancelled() {
+                    if !again || !self.pause(job, attempt + 1).await {
                         return (RunOutcome::Failure, error.to_string());
                     }
                 }
@@ -375,11 +393,16 @@ impl Runner {
                 }
             }
             attempt += 1;
-            let pause = Duration::from_secs(1 << attempt.min(6)).min(LONGEST_RETRY);
-            tokio::select! {
-                () = self.stop.cancelled() => {}
-                () = sleep(pause.mul_f64(0.5 + roll(&job.name, 0, attempt) / 2.0)) => {}
-            }
+        }
+    }
+
+    /// Waits before an attempt is repeated. False when the service stops meanwhile.
+    async fn pause(&self, job: &Hosted, attempt: u32) -> bool {
+        let pause = Duration::from_secs(1 << attempt.min(6)).min(LONGEST_RETRY);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            () = sleep(pause.mul_f64(0.5 + roll(&job.name, 0, attempt) / 2.0)) => true,
         }
     }
 }
@@ -424,6 +447,23 @@ impl Counted {
         job.state().running += u32::from(counts);
         Self { job, counts }
     }
+
+    /// The run has ended. If a firing was queued behind it, and no other run is under way,
+    /// that one takes its place and is counted in its stead.
+    fn end(&mut self) -> Option<Timestamp> {
+        if !self.counts {
+            return None;
+        }
+        let mut state = self.job.state();
+        if state.running == 1
+            && let Some(queued) = state.queued.take()
+        {
+            return Some(queued);
+        }
+        state.running -= 1;
+        self.counts = false;
+        None
+    }
 }
 
 impl Drop for Counted {
@@ -431,3 +471,6 @@ impl Drop for Counted {
         self.job.state().running -= u32::from(self.counts);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,5 +3,6 @@
 
 mod support;
 
+mod refresh_path;
 mod sqlite_store;
 mod store_contract;

@@ -126,11 +126,12 @@ impl Job for TokenRefresh {
                 std::mem::take(&mut *self.ready()).into_values().collect(),
                 Cause::Due,
             ),
-            Trigger::Schedule | Trigger::Misfire => (
+            // A person who runs the job wants what its schedule would do now. Forced would
+            // be a request for each credential, past every wait and an open breaker.
+            Trigger::Schedule | Trigger::Misfire | Trigger::Manual => (
                 self.members.values().cloned().collect(),
                 Cause::Scheduled(run.scheduled_at),
             ),
-            Trigger::Manual => (self.members.values().cloned().collect(), Cause::Forced),
         };
         let tally = self.refresh_all(members, cause, run).await;
         match tally.failed {

@@ -49,8 +49,12 @@ impl Breaker {
             return Ok(());
         }
         match self.probing_since {
+            None => Ok(()),
             Some(since) if now - since < PROBE_LOST => Err(WHILE_PROBING),
-            _ => Ok(()),
+            Some(_) => {
+                self.probing_since = Some(now);
+                Ok(())
+            }
         }
     }
 
@@ -156,5 +160,6 @@ mod tests {
         assert_eq!(breaker.admit(at(10)), Ok(()));
         assert!(breaker.admit(at(100)).is_err());
         assert_eq!(breaker.admit(at(191)), Ok(()));
+        assert_eq!(breaker.admit(at(191)), Err(WHILE_PROBING), "one at a time");
     }
 }
