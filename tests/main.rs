@@ -3,5 +3,6 @@
 
 mod support;
 
+mod keeps_alive;
 mod sqlite_store;
 mod store_contract;
