@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::support::{
     authorization_server::{AuthorizationServer, CLIENT_SECRET, Event, Options},
     perennial::{Perennial, Service},
-    process::{Finished, Signal},
+    process::{Finished, Process, Signal},
     slow_server::SlowServer,
     wait,
 };
@@ -235,16 +235,12 @@ fn wait_for_a_quiet_moment(service: &mut Service, server: &AuthorizationServer, 
 }
 
 /// A killed process has an exchange under way: its outcome is unknown, so the same refresh token
-/// is sent again, once.
+/// is sent again, once, although the access token would live for another hour.
 #[test]
 fn a_killed_process_replays_the_refresh_token_once() {
-    let server = SlowServer::start(Duration::from_secs(60));
-    let perennial = slow(&server, "25s");
-    let service = perennial.serve();
-    server.wait_for_requests(1);
-    service.kill();
-    server.answer_after(Duration::ZERO);
-    expect_one_replay(&perennial, &server);
+    let slow = Slow::in_flight(FOR_EVER, "25s");
+    slow.service.kill();
+    expect_one_replay(&slow.perennial, &slow.server);
 }
 
 /// The other side of `fifty_credentials_live_for_a_minute`: a kill in the midst of a burst, and a
@@ -308,71 +304,83 @@ fn a_kill_at_any_moment_loses_no_more_than_was_in_flight() {
     assert_eq!(requests(&log).count(), COUNT + lost);
 }
 
-/// Not ready at once, the refresh under way is saved, and the process ends well.
+/// Not ready at once, the refresh under way is saved and told to whoever waits for it, and the
+/// process ends well.
 #[test]
 fn a_stop_waits_for_the_refresh_under_way() {
-    let server = SlowServer::start(Duration::from_secs(2));
-    let perennial = slow(&server, "25s");
-    let mut service = perennial.serve();
-    server.wait_for_requests(1);
-    assert_eq!(service.get("/readyz").status, 200);
+    let mut slow = Slow::in_flight(Duration::from_secs(2), "25s");
+    assert_eq!(slow.service.get("/readyz").status, 200);
     let asked = Instant::now();
-    service.process().signal(Signal::TERM);
-    wait::until("not ready", PATIENCE, || {
-        let answer = service.get("/readyz");
-        (answer.status == 503)
-            .then_some(())
-            .ok_or(format!("{answer:?}"))
-    });
-    assert_eq!(service.get("/healthz").status, 200);
-    let finished = service.finish();
+    slow.service.process().signal(Signal::TERM);
+    wait_until_not_ready(&slow.service);
+    assert_eq!(slow.service.get("/healthz").status, 200);
+    let finished = slow.service.finish();
     assert_eq!(finished.code(), Some(0), "{finished:?}");
     assert!(asked.elapsed() < Duration::from_secs(10));
-    expect_saved(&perennial, "first+");
-    assert_eq!(server.sent(), ["first"]);
+    let told = slow.refresh.wait_for_exit(PATIENCE);
+    assert_eq!(told.stdout, "patient: refreshed, now version 3\n");
+    expect_saved(&slow.perennial, "first++");
+    assert_eq!(slow.server.sent(), ["first", "first+"]);
 }
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let server = SlowServer::start(Duration::from_secs(60));
-    let perennial = slow(&server, "25s");
-    let mut service = perennial.serve();
-    server.wait_for_requests(1);
-    service.process().signal(Signal::TERM);
-    wait::until("not ready", PATIENCE, || {
-        let answer = service.get("/readyz");
-        (answer.status == 503)
-            .then_some(())
-            .ok_or(format!("{answer:?}"))
-    });
+    let mut slow = Slow::in_flight(FOR_EVER, "25s");
+    slow.service.process().signal(Signal::TERM);
+    wait_until_not_ready(&slow.service);
     let asked = Instant::now();
-    service.process().signal(Signal::TERM);
-    let finished = service.finish();
+    slow.service.process().signal(Signal::TERM);
+    let finished = slow.service.finish();
     assert_eq!(finished.code(), Some(130), "{finished:?}");
     assert!(asked.elapsed() < Duration::from_secs(5));
     assert!(finished.stderr.contains("second signal"), "{finished:?}");
-    server.answer_after(Duration::ZERO);
-    expect_one_replay(&perennial, &server);
+    expect_one_replay(&slow.perennial, &slow.server);
 }
 
 #[test]
 fn a_deadline_shorter_than_the_answer_ends_it_and_the_next_start_replays() {
-    let server = SlowServer::start(Duration::from_secs(60));
-    let perennial = slow(&server, "1s");
-    let service = perennial.serve();
-    server.wait_for_requests(1);
+    let slow = Slow::in_flight(FOR_EVER, "1s");
     let asked = Instant::now();
-    let finished = service.stop();
+    let finished = slow.service.stop();
     assert_eq!(finished.code(), Some(130), "{finished:?}");
     assert!(asked.elapsed() >= Duration::from_secs(1));
     assert!(asked.elapsed() < Duration::from_secs(6));
     assert!(finished.stderr.contains("deadline"), "{finished:?}");
-    server.answer_after(Duration::ZERO);
-    expect_one_replay(&perennial, &server);
+    expect_one_replay(&slow.perennial, &slow.server);
+}
+
+/// Longer than any of these tests lasts.
+const FOR_EVER: Duration = Duration::from_secs(100);
+
+/// A credential with a token that lives for an hour, and a second refresh of it under way.
+struct Slow {
+    server: SlowServer,
+    perennial: Perennial,
+    service: Service,
+    /// The command that asked for the refresh, and waits for it.
+    refresh: Process,
+}
+
+impl Slow {
+    fn in_flight(answer_after: Duration, shutdown_timeout: &str) -> Self {
+        let server = SlowServer::start(Duration::ZERO);
+        let perennial = patient(&server, shutdown_timeout);
+        let service = perennial.serve();
+        wait_for_version(&service, 2);
+        server.answer_after(answer_after);
+        let refresh = perennial.start(&["refresh", "patient"]);
+        server.wait_for_requests(2);
+        Self {
+            server,
+            perennial,
+            service,
+            refresh,
+        }
+    }
 }
 
 /// One credential at a slow server, with the refresh token "first".
-fn slow(server: &SlowServer, shutdown_timeout: &str) -> Perennial {
+fn patient(server: &SlowServer, shutdown_timeout: &str) -> Perennial {
     let config = format!(
         r#"{SERVER}
         shutdown_timeout = "{shutdown_timeout}"
@@ -391,23 +399,38 @@ fn slow(server: &SlowServer, shutdown_timeout: &str) -> Perennial {
     perennial
 }
 
-/// After an end without an answer to "first": it is sent once more, its answer is saved, and
+/// Version 1 is the import.
+fn wait_for_version(service: &Service, version: u32) {
+    wait::until("the new token", PATIENCE, || {
+        let versions = samples(&service.metrics(), "token_version");
+        let there = versions.values().any(|seen| *seen == f64::from(version));
+        there.then_some(()).ok_or(format!("{versions:?}"))
+    });
+}
+
+fn wait_until_not_ready(service: &Service) {
+    wait::until("not ready", PATIENCE, || {
+        let answer = service.get("/readyz");
+        let refused = answer.status == 503;
+        refused.then_some(()).ok_or(format!("{answer:?}"))
+    });
+}
+
+/// After an end without an answer to "first+": it is sent once more, its answer is saved, and
 /// nothing else is ever sent.
 fn expect_one_replay(perennial: &Perennial, server: &SlowServer) {
+    server.answer_after(Duration::ZERO);
     let record = stored(perennial.folder()).remove("patient").expect("it is");
     assert!(record.standing.doubtful, "the intent is still open");
     let service = perennial.serve();
-    wait::until("the new token", PATIENCE, || {
-        let metrics = service.metrics();
-        let fresh = samples(&metrics, "credential_state")
-            .iter()
-            .any(|(labels, value)| labels.contains("state=\"fresh\"") && *value == 1.0);
-        fresh.then_some(()).ok_or(metrics)
-    });
+    wait_for_version(&service, 3);
     let finished = service.stop();
     assert_eq!(finished.code(), Some(0), "{finished:?}");
-    expect_saved(perennial, &SlowServer::successor("first"));
-    assert_eq!(server.sent(), ["first", "first"]);
+    expect_saved(perennial, "first++");
+    let service = perennial.serve();
+    wait_for_version(&service, 3);
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(server.sent(), ["first", "first+", "first+"]);
 }
 
 fn expect_saved(perennial: &Perennial, refresh_token: &str) {
@@ -574,12 +597,9 @@ fn the_second_of_two_processes_on_one_store_ends_with_69() {
 #[test]
 fn a_wrong_key_ends_with_69_and_changes_nothing() {
     let server = SlowServer::start(Duration::ZERO);
-    let mut perennial = slow(&server, "25s");
+    let mut perennial = patient(&server, "25s");
     let service = perennial.serve();
-    wait::until("the first token", PATIENCE, || {
-        let expiries = samples(&service.metrics(), "token_expires_at_seconds");
-        (expiries.len() == 1).then_some(()).ok_or(String::new())
-    });
+    wait_for_version(&service, 2);
     assert_eq!(service.stop().code(), Some(0));
     let before = files(perennial.folder());
     assert!(before.contains_key("perennial.db"), "{:?}", before.keys());
