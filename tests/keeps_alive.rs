@@ -692,11 +692,19 @@ fn a_dead_grant_is_asked_about_once() {
     expect_needs_login(&perennial, &service);
     for _ in 0..2 {
         assert_eq!(service.stop().code(), Some(0));
+        // From the store alone, too.
+        assert_eq!(state_of(&status(&perennial), "dead"), "needs_login");
         service = perennial.serve();
         living(3);
         assert_eq!(asked(), 1, "after a restart");
         expect_needs_login(&perennial, &service);
     }
+
+    // Nor does insisting: a person who wants it now is told what to do instead.
+    let refused = perennial.run(&["refresh", "dead"]);
+    assert_eq!(refused.code(), Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("log in again"), "{refused:?}");
+    assert_eq!(asked(), 1);
 
     // The same token again helps nobody.
     let refused = perennial.run(&["import", "dead", "--refresh-token-file", "dead.token"]);
