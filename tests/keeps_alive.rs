@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::support::{
     authorization_server::{AuthorizationServer, CLIENT_SECRET, Event, Options},
+    http,
     perennial::{Perennial, Service},
     process::{Finished, Process, Signal},
     slow_server::SlowServer,
@@ -728,6 +729,49 @@ fn a_dead_grant_is_asked_about_once() {
     assert_eq!(summary.grants_revoked, 0, "{summary:?}");
 }
 
+/// Somebody revokes the grant at the server. The access token that was given before is kept: it is
+/// good until it expires.
+#[test]
+fn a_revoked_grant_needs_a_login() {
+    let server = AuthorizationServer::start(&Options::default());
+    let config = format!(
+        r#"{SERVER}
+        [providers.acme]
+        issuer = "{}"
+        client_id = "public"
+        [credentials.dead]
+        provider = "acme"
+        refresh_token_file = "token"
+        write_back = true
+        "#,
+        server.issuer()
+    );
+    let perennial = Perennial::with_config(&config);
+    let file = perennial.write("token", &server.grants(1, "public").remove(0));
+    let service = perennial.serve();
+    wait_for_version(&service, 2);
+    wait::until("the newest token in the file", PATIENCE, || {
+        let (found, newest) = (in_file(&file), newest_saved(&server));
+        (found == newest).then_some(()).ok_or(found)
+    });
+    let token = fs::read_to_string(&file).expect("it is there");
+    let revocation = format!("{}/token/revocation", server.issuer());
+    let fields = [("token", token.trim()), ("client_id", "public")];
+    assert_eq!(http::post_form(&revocation, &fields).status, 200);
+
+    let refused = perennial.run(&["refresh", "dead"]);
+    assert_eq!(refused.code(), Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("log in again"), "{refused:?}");
+    expect_needs_login(&perennial, &service);
+    let expiries = samples(&service.metrics(), "token_expires_at_seconds");
+    let expires_at = expiries["credential=\"dead\",provider=\"acme\""];
+    assert!(expires_at > unix_now() + 3_000.0, "{expires_at}");
+    assert_eq!(service.stop().code(), Some(0));
+    let summary = server.summary();
+    assert_eq!(summary.token_requests_granted, 1, "{summary:?}");
+    assert_eq!(summary.token_requests_refused, 1, "{summary:?}");
+}
+
 fn expect_needs_login(perennial: &Perennial, service: &Service) {
     let statuses = status(perennial);
     let dead = of_name(&statuses, "dead");
@@ -812,7 +856,7 @@ fn last_saved(
         let first = saved()
             .find(|event| cut(event.refresh_token.as_deref()) == first)
             .expect("the server made it");
-        let last = saved().filter(|event| event.grant == first.grant).last();
+        let last = saved().rfind(|event| event.grant == first.grant);
         (
             name.clone(),
             cut(last.and_then(|event| event.refresh_token.as_deref())),
