@@ -3,6 +3,7 @@
 
 mod support;
 
+mod keeps_alive;
 mod refresh_path;
 mod sqlite_store;
 mod store_contract;

@@ -95,15 +95,20 @@ pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
     let mut forecast = Forecast::new(now);
     let rows: Vec<Row<'_>> = fleet
         .iter()
-        .map(|member| Row {
-            labels: format!(
-                "credential=\"{}\",provider=\"{}\"",
-                member.name, member.provider.name
-            ),
-            view: member.view().clone(),
-            due: forecast.of(member).map(|next| unix(next.at)),
-            member,
-            now,
+        .map(|member| {
+            // In a statement of its own: the forecast takes the same lock, and inside the
+            // expression below this guard would live to its end.
+            let view = member.view().clone();
+            Row {
+                labels: format!(
+                    "credential=\"{}\",provider=\"{}\"",
+                    member.name, member.provider.name
+                ),
+                view,
+                due: forecast.of(member).map(|next| unix(next.at)),
+                member,
+                now,
+            }
         })
         .collect();
 

@@ -11,6 +11,7 @@ pub mod perennial;
 pub mod process;
 pub mod prometheus;
 pub mod scripted_server;
+pub mod slow_server;
 pub mod wait;
 
 use std::path::{Path, PathBuf};

@@ -26,12 +26,17 @@ pub struct Perennial {
 impl Perennial {
     /// A fresh folder with this `perennial.toml`. Write `listen = "127.0.0.1:0"` into it to serve.
     pub fn with_config(toml: &str) -> Self {
-        let this = Self {
-            folder: tempfile::tempdir().expect("a temporary folder"),
-            environment: BTreeMap::new(),
-        };
+        let this = Self::without_config();
         this.write("perennial.toml", toml);
         this
+    }
+
+    /// A fresh folder with nothing in it: the environment says all.
+    pub fn without_config() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            environment: BTreeMap::new(),
+        }
     }
 
     /// Sets a variable for the commands that run from now on. They inherit none but `PATH`.
@@ -118,6 +123,11 @@ impl Service {
     /// Asks it to stop, as a service manager does (SIGTERM), and waits until it has.
     pub fn stop(mut self) -> Finished {
         self.process.signal(Signal::TERM);
+        self.finish()
+    }
+
+    /// Waits until it has ended, after whatever signals it was sent.
+    pub fn finish(self) -> Finished {
         self.process.wait_for_exit(PATIENCE)
     }
 
