@@ -204,7 +204,7 @@ pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out
         let (name, kind) = (&job.name, job.kind);
         let labels = format_args!(
             "job_name=\"{name}\",kind=\"{kind}\",schedule=\"{}\",timezone=\"{zone}\"",
-            schedule.replace('\\', "\\\\").replace('"', "\\\""),
+            escaped(&schedule),
         );
         line(out, "perennial_job_info", labels, 1.0);
     }
@@ -293,6 +293,14 @@ pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out
             }
         }
     }
+}
+
+/// A label value that may hold anything, such as a schedule over two lines.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 fn header(out: &mut String, name: &str, kind: &str, help: &str) {
