@@ -29,6 +29,7 @@ use crate::{
     provider::breaker::Heard,
     secret::Secret,
     store::{Checkout, Lease, Saved, Store, StoreError},
+    telemetry::Origin,
 };
 
 /// A refresh under way: whoever holds this hears how it ended.
@@ -259,10 +260,9 @@ impl Refresher {
             view.successes += 1;
             view.patience = None;
         }
-        let span = tracing::Span::current();
         member.versions.send_replace(Version {
             number: version,
-            span,
+            origin: Origin::here(),
         });
         events::TokenRefreshed {
             credential: &member.name,
@@ -440,10 +440,9 @@ impl Refresher {
             );
             view.patience = None;
         }
-        let span = tracing::Span::current();
         member.versions.send_replace(Version {
             number: version,
-            span,
+            origin: Origin::here(),
         });
         events::TokensAdopted {
             credential: &member.name,

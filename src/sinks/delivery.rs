@@ -86,7 +86,8 @@ impl Deliveries {
         version: &Version,
         retry_in: Duration,
     ) -> Result<(), SinkError> {
-        let span = tracing::info_span!(parent: &version.span, "sink.deliver", sink = target.kind());
+        let span = tracing::info_span!(parent: None, "sink.deliver", sink = target.kind());
+        version.origin.adopt(&span);
         let result = target
             .deliver(member, &*self.clock)
             .instrument(span.clone())
