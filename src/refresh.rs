@@ -29,7 +29,7 @@ use crate::{
     provider::breaker::Heard,
     secret::Secret,
     store::{Checkout, Lease, Saved, Store, StoreError},
-    telemetry::Origin,
+    telemetry::{self, Origin},
 };
 
 /// A refresh under way: whoever holds this hears how it ended.
@@ -173,7 +173,11 @@ impl Refresher {
             Outcome::Refreshed(_) => "success",
             _ => "nothing_sent",
         };
-        tracing::Span::current().record("outcome", word);
+        let span = tracing::Span::current();
+        span.record("outcome", word);
+        if matches!(outcome, Outcome::Failed { .. }) {
+            telemetry::mark_failed(&span);
+        }
         outcome
     }
 
@@ -508,8 +512,11 @@ impl Refresher {
             _ => tracing::info_span!("store.settle"),
         };
         let timer = self.metrics.store_operation(operation).start_timer();
-        let result = future.instrument(span).await;
+        let result = future.instrument(span.clone()).await;
         timer.observe_duration();
+        if result.is_err() {
+            telemetry::mark_failed(&span);
+        }
         result
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use opentelemetry::propagation::TextMapCompositePropagator;
-use opentelemetry::trace::{SpanContext, TraceContextExt, TracerProvider};
+use opentelemetry::trace::{SpanContext, Status, TraceContextExt, TracerProvider};
 use opentelemetry::{KeyValue, global};
 use opentelemetry_http::HeaderInjector;
 use opentelemetry_otlp::{Protocol, WithExportConfig};
@@ -140,6 +140,12 @@ pub fn trace_id() -> Option<String> {
         let span = span.span_context();
         span.is_sampled().then(|| span.trace_id().to_string())
     })
+}
+
+/// Marks a span as failed, so that trace viewers show it and samplers keep it. Why it failed
+/// is for its attributes and events.
+pub fn mark_failed(span: &tracing::Span) {
+    span.set_status(Status::error(""));
 }
 
 /// A place in a trace, for work that belongs to it and outlives it.

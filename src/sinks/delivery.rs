@@ -19,6 +19,7 @@ use crate::{
     fleet::{Member, Version},
     metrics::Metrics,
     secret::{Fingerprint, Secret},
+    telemetry,
 };
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -95,7 +96,10 @@ impl Deliveries {
         let failure = match &result {
             Ok(false) => return Ok(()),
             Ok(true) => None,
-            Err(error) => Some((error, retry_in)),
+            Err(error) => {
+                telemetry::mark_failed(&span);
+                Some((error, retry_in))
+            }
         };
         let (credential, sink, version) = (&member.name, target.kind(), version.number);
         span.in_scope(|| {
