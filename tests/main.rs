@@ -3,5 +3,8 @@
 
 mod support;
 
+mod leaks;
+mod observability;
 mod sqlite_store;
 mod store_contract;
+mod support_works;

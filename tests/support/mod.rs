@@ -10,6 +10,7 @@ pub mod otlp;
 pub mod perennial;
 pub mod process;
 pub mod prometheus;
+pub mod token_endpoint;
 pub mod wait;
 
 use std::path::{Path, PathBuf};
