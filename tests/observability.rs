@@ -95,8 +95,9 @@ fn config(endpoint: &TokenEndpoint) -> String {
         refresh_token_file = "refused.refresh"
         [jobs.token-refresh]
         kind = "token_refresh"
-        schedule = """0 */12
-          * * *"""
+        # Two lines, which a label must not have; and not while a test runs.
+        schedule = """0 0
+          1 1 *"""
         "#,
         endpoint.url("/good"),
         endpoint.url("/refused"),
@@ -227,6 +228,8 @@ fn prometheus_answers_on_the_names_that_the_user_gave() {
     prometheus.wait_for(runs, SOON, |result| {
         prometheus::single_value(result) >= Some(1.0)
     });
+    let success = answers("time() - perennial_job_last_success_timestamp_seconds");
+    assert!((0.0..60.0).contains(&success), "{success}");
     let version = format!(
         r#"perennial_build_info{{version="{}"}}"#,
         env!("CARGO_PKG_VERSION")
