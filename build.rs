@@ -8,8 +8,10 @@ fn main() {
     println!("cargo::rerun-if-changed=.git/HEAD");
     println!("cargo::rerun-if-changed=.git/logs/HEAD");
     let commit = std::env::var("PERENNIAL_COMMIT").ok().or_else(from_git);
+    // Not under the same name: cargo passes it on to what it runs, and the configuration refuses
+    // variables with our prefix that it does not know.
     println!(
-        "cargo::rustc-env=PERENNIAL_COMMIT={}",
+        "cargo::rustc-env=BUILT_FROM_COMMIT={}",
         commit.as_deref().unwrap_or("unknown")
     );
 }

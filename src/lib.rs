@@ -27,12 +27,12 @@ pub mod store;
 pub mod telemetry;
 
 /// The commit that this was built from.
-pub const COMMIT: &str = env!("PERENNIAL_COMMIT");
+pub const COMMIT: &str = env!("BUILT_FROM_COMMIT");
 
 /// Version and commit, as `--version` prints them.
 pub const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (",
-    env!("PERENNIAL_COMMIT"),
+    env!("BUILT_FROM_COMMIT"),
     ")"
 );
