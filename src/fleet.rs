@@ -21,6 +21,7 @@ use crate::{
     refresh::Flight,
     schedule::Schedule,
     sinks::Sink,
+    telemetry::Origin,
 };
 
 /// One credential: how it is configured, and how it stands.
@@ -54,7 +55,7 @@ pub struct Version {
     /// See [`Credential::version`].
     pub number: u64,
     /// Deliveries become part of this trace.
-    pub span: tracing::Span,
+    pub origin: Origin,
 }
 
 /// The part of a [`Member`] that changes.
@@ -87,7 +88,7 @@ impl Member {
     ) -> Self {
         let version = Version {
             number: credential.version,
-            span: tracing::Span::none(),
+            origin: Origin::none(),
         };
         Self {
             name,

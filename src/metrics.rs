@@ -17,6 +17,9 @@ const RUN_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0,
 ];
 
+/// The steps of a refresh that the store takes part in: label values.
+const STORE_OPERATIONS: [&str; 3] = ["checkout", "save", "settle"];
+
 /// Every counter and histogram, registered once.
 pub struct Metrics {
     registry: Registry,
@@ -117,6 +120,9 @@ impl Metrics {
             ),
         );
         reload.set(1.0);
+        for operation in STORE_OPERATIONS {
+            metrics.store_operation(operation);
+        }
         let process = prometheus::process_collector::ProcessCollector::for_self();
         metrics
             .registry

@@ -160,7 +160,9 @@ impl TokenEndpoint {
                     answer::read(status, &answer, &context)
                 });
             if let Err(error) = &result {
-                tracing::Span::current().record("error.type", error.reason().as_str());
+                let span = tracing::Span::current();
+                span.record("error.type", error.reason().as_str());
+                telemetry::mark_failed(&span);
             }
             result.map(|tokens| (tokens, sent))
         }

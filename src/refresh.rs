@@ -29,6 +29,7 @@ use crate::{
     provider::breaker::Heard,
     secret::Secret,
     store::{Checkout, Lease, Record, Saved, Store, StoreError},
+    telemetry::{self, Origin},
 };
 
 /// A refresh under way: whoever holds this hears how it ended.
@@ -176,7 +177,11 @@ impl Refresher {
             Outcome::Refreshed(_) => "success",
             _ => "nothing_sent",
         };
-        tracing::Span::current().record("outcome", word);
+        let span = tracing::Span::current();
+        span.record("outcome", word);
+        if matches!(outcome, Outcome::Failed { .. }) {
+            telemetry::mark_failed(&span);
+        }
         outcome
     }
 
@@ -273,10 +278,9 @@ impl Refresher {
                 view.credential = Credential::renewed(version, tokens, sent);
             }
         }
-        let span = tracing::Span::current();
         member.versions.send_replace(Version {
             number: version,
-            span,
+            origin: Origin::here(),
         });
         events::TokenRefreshed {
             credential: &member.name,
@@ -473,10 +477,9 @@ impl Refresher {
             );
             view.patience = None;
         }
-        let span = tracing::Span::current();
         member.versions.send_replace(Version {
             number: version,
-            span,
+            origin: Origin::here(),
         });
         events::TokensAdopted {
             credential: &member.name,
@@ -557,8 +560,11 @@ impl Refresher {
             _ => tracing::info_span!("store.settle"),
         };
         let timer = self.metrics.store_operation(operation).start_timer();
-        let result = future.instrument(span).await;
+        let result = future.instrument(span.clone()).await;
         timer.observe_duration();
+        if result.is_err() {
+            telemetry::mark_failed(&span);
+        }
         result
     }
 }

@@ -321,7 +321,11 @@ impl Runner {
             let started_at = self.clock.now().wall;
             job.state().last_run = Some(started_at);
             let (outcome, summary) = self.attempts(job, trigger, scheduled_at).await;
-            tracing::Span::current().record("outcome", outcome.as_str());
+            let span = tracing::Span::current();
+            span.record("outcome", outcome.as_str());
+            if outcome != RunOutcome::Success {
+                telemetry::mark_failed(&span);
+            }
             {
                 let mut state = job.state();
                 state.runs[trigger as usize][outcome as usize] += 1;

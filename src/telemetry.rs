@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use opentelemetry::propagation::TextMapCompositePropagator;
-use opentelemetry::trace::{TraceContextExt, TracerProvider};
+use opentelemetry::trace::{SpanContext, Status, TraceContextExt, TracerProvider};
 use opentelemetry::{KeyValue, global};
 use opentelemetry_http::HeaderInjector;
 use opentelemetry_otlp::{Protocol, WithExportConfig};
@@ -140,6 +140,42 @@ pub fn trace_id() -> Option<String> {
         let span = span.span_context();
         span.is_sampled().then(|| span.trace_id().to_string())
     })
+}
+
+/// Marks a span as failed, so that trace viewers show it and samplers keep it. Why it failed
+/// is for its attributes and events.
+pub fn mark_failed(span: &tracing::Span) {
+    span.set_status(Status::error(""));
+}
+
+/// A place in a trace, for work that belongs to it and outlives it.
+///
+/// Holding the span itself would keep it open: a span is exported, with its parents, when its
+/// last handle is gone.
+#[derive(Clone, Debug)]
+pub struct Origin(SpanContext);
+
+impl Origin {
+    /// No place: what begins here has a trace of its own.
+    pub fn none() -> Self {
+        Self(SpanContext::NONE)
+    }
+
+    /// The current span.
+    pub fn here() -> Self {
+        Self(opentelemetry::Context::map_current(|context| {
+            context.span().span_context().clone()
+        }))
+    }
+
+    /// Makes a span that was never entered a child of this place.
+    pub fn adopt(&self, span: &tracing::Span) {
+        if self.0.is_valid() {
+            let parent = opentelemetry::Context::new().with_remote_span_context(self.0.clone());
+            // Fails only for a span that is not exported.
+            let _ = span.set_parent(parent);
+        }
+    }
 }
 
 fn provider(endpoint: &Url, resource: Resource) -> anyhow::Result<SdkTracerProvider> {

@@ -4,6 +4,9 @@
 mod support;
 
 mod keeps_alive;
+mod leaks;
+mod observability;
 mod refresh_path;
 mod sqlite_store;
 mod store_contract;
+mod support_works;

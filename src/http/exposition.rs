@@ -96,8 +96,7 @@ pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
     let rows: Vec<Row<'_>> = fleet
         .iter()
         .map(|member| {
-            // In a statement of its own: the forecast takes the same lock, and inside the
-            // expression below this guard would live to its end.
+            // A statement of its own: the forecast locks the view again.
             let view = member.view().clone();
             Row {
                 labels: format!(
@@ -205,7 +204,7 @@ pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out
         let (name, kind) = (&job.name, job.kind);
         let labels = format_args!(
             "job_name=\"{name}\",kind=\"{kind}\",schedule=\"{}\",timezone=\"{zone}\"",
-            schedule.replace('\\', "\\\\").replace('"', "\\\""),
+            escaped(&schedule),
         );
         line(out, "perennial_job_info", labels, 1.0);
     }
@@ -294,6 +293,14 @@ pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out
             }
         }
     }
+}
+
+/// A label value that may hold anything, such as a schedule over two lines.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 fn header(out: &mut String, name: &str, kind: &str, help: &str) {

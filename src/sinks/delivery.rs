@@ -19,6 +19,7 @@ use crate::{
     fleet::{Member, Version},
     metrics::Metrics,
     secret::{Fingerprint, Secret},
+    telemetry,
 };
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -86,7 +87,8 @@ impl Deliveries {
         version: &Version,
         retry_in: Duration,
     ) -> Result<(), SinkError> {
-        let span = tracing::info_span!(parent: &version.span, "sink.deliver", sink = target.kind());
+        let span = tracing::info_span!(parent: None, "sink.deliver", sink = target.kind());
+        version.origin.adopt(&span);
         let result = target
             .deliver(member, &*self.clock)
             .instrument(span.clone())
@@ -94,7 +96,10 @@ impl Deliveries {
         let failure = match &result {
             Ok(false) => return Ok(()),
             Ok(true) => None,
-            Err(error) => Some((error, retry_in)),
+            Err(error) => {
+                telemetry::mark_failed(&span);
+                Some((error, retry_in))
+            }
         };
         let (credential, sink, version) = (&member.name, target.kind(), version.number);
         span.in_scope(|| {

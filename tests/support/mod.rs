@@ -12,6 +12,7 @@ pub mod process;
 pub mod prometheus;
 pub mod scripted_server;
 pub mod slow_server;
+pub mod token_endpoint;
 pub mod wait;
 
 use std::path::{Path, PathBuf};

@@ -27,7 +27,18 @@ pub struct Span {
     /// Empty for the first span of a trace.
     pub parent_span_id: String,
     pub name: String,
+    /// As in the protocol: 1 internal, 2 server, 3 client.
+    pub kind: u8,
     attributes: Vec<Attribute>,
+    status: Status,
+    start_time_unix_nano: String,
+    end_time_unix_nano: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Status {
+    /// 0 unset, 1 ok, 2 error.
+    code: u8,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -37,6 +48,24 @@ struct Attribute {
 }
 
 impl Span {
+    /// Whether its status says so.
+    pub fn failed(&self) -> bool {
+        self.status.code == 2
+    }
+
+    /// How long it was open.
+    pub fn duration(&self) -> Duration {
+        let at = |text: &str| text.parse::<u64>().expect("nanoseconds");
+        Duration::from_nanos(at(&self.end_time_unix_nano) - at(&self.start_time_unix_nano))
+    }
+
+    /// The names of its attributes, sorted.
+    pub fn attribute_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.attributes.iter().map(|had| had.key.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The value of an attribute as text; none when it is not there or is a list.
     pub fn attribute(&self, key: &str) -> Option<String> {
         let attribute = self.attributes.iter().find(|had| had.key == key)?;
@@ -88,7 +117,10 @@ impl OtlpReceiver {
     pub fn spans(&self) -> Vec<Span> {
         let lines = self.process.lines(Stream::Stdout).into_iter();
         lines
-            .filter_map(|line| serde_json::from_str(&line).ok())
+            .filter(|line| line.starts_with('{'))
+            .map(|line| {
+                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
             .collect()
     }
 
