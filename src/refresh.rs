@@ -211,6 +211,11 @@ impl Refresher {
             Err(error) => return failed(None, error).await,
         };
 
+        // The last moment to stop: from the claim on, this goes to its end.
+        if self.stop.is_cancelled() {
+            return (Outcome::Stopped, Heard::Nothing);
+        }
+
         // Claim and intend, in one commit: it proves that the store can write, and a crash
         // from here on leaves a trace.
         let lease = Lease {
@@ -259,6 +264,8 @@ impl Refresher {
             Ok(answer) => answer,
             Err(error) => return failed(Some(&lease), error).await,
         };
+        // The provider is well, however long the save may take.
+        member.provider.report(self.clock.now(), Heard::Answer);
 
         // Save, before anything else happens with them.
         let version = match self.save(member, &current, &tokens).await {
@@ -373,13 +380,13 @@ impl Refresher {
         let wait = match &error {
             GrantError::NeedsLogin { .. } => None,
             GrantError::Misconfigured { .. } => Some(policy::misconfigured_wait(failures, roll)),
-            GrantError::Transient { doubtful: true, .. } if spends && !current.doubtful => {
-                Some(REPLAY_AFTER)
-            }
             GrantError::Transient { retry_after, .. } => {
-                let left = current.time_left(&member.rules, now);
-                let asked = retry_after.map_or(TimeDelta::zero(), delta);
-                Some(policy::retry_wait(failures, left, roll).max(asked))
+                let wait = if doubtful && !current.doubtful {
+                    REPLAY_AFTER
+                } else {
+                    policy::retry_wait(failures, current.time_left(&member.rules, now), roll)
+                };
+                Some(wait.max(retry_after.map_or(TimeDelta::zero(), delta)))
             }
         };
         let retry_in = wait.map(|wait| wait.to_std().unwrap_or_default());

@@ -414,7 +414,7 @@ fn no_secret_leaves_the_program() {
         "\"detail\":\"connect\"",
         "http_500",
         "http_307",
-        "is not one refresh token in one line",
+        "is not one token in one line",
         "declared this refresh token dead",
         "SQLite format 3",
         "# TYPE refresh_success_total counter",

@@ -455,7 +455,7 @@ async fn what_sends_nothing_says_nothing_about_a_provider() {
     for name in &SEVEN[..4] {
         place.refresh_of(name, Cause::Due).await;
     }
-    let outcome = place.refresh_of("never-had-a-token", Cause::Due).await;
+    let outcome = place.refresh_of("never-had-a-token", Cause::Forced).await;
     assert_eq!(reason(&outcome), Some(Reason::NeedsLogin));
     place.refresh_of("e", Cause::Due).await;
     let outcome = place.refresh_of("f", Cause::Due).await;

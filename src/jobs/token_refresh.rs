@@ -3,8 +3,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -57,6 +57,8 @@ pub struct TokenRefresh {
     agenda: tokio::sync::Mutex<Agenda>,
     /// Found due, and not yet taken up by a run.
     ready: Mutex<BTreeMap<Name, Arc<Member>>>,
+    /// Taken up by a run that has not come to them yet: at a slow provider the line is long.
+    in_line: Mutex<BTreeSet<Name>>,
 }
 
 impl TokenRefresh {
@@ -76,7 +78,20 @@ impl TokenRefresh {
             members,
             agenda,
             ready: Mutex::default(),
+            in_line: Mutex::default(),
         }
+    }
+
+    /// Refreshes what was found due.
+    async fn refresh_due(&self, run: &Run) -> Tally {
+        let members = std::mem::take(&mut *self.ready());
+        let line = Line {
+            in_line: &self.in_line,
+            names: members.keys().cloned().collect(),
+        };
+        lock(&self.in_line).extend(line.names.iter().cloned());
+        self.refresh_all(members.into_values().collect(), Cause::Due, run)
+            .await
     }
 
     async fn refresh_all(&self, members: Vec<Arc<Member>>, cause: Cause, run: &Run) -> Tally {
@@ -105,6 +120,10 @@ impl TokenRefresh {
     }
 
     async fn refresh_one(&self, member: Arc<Member>, cause: Cause, run: &Run) -> (Name, Outcome) {
+        if cause == Cause::Due {
+            // From here on the refresh itself tells that it is under way.
+            lock(&self.in_line).remove(&member.name);
+        }
         let outcome = tokio::select! {
             biased;
             () = run.cancel.cancelled() => Outcome::Stopped,
@@ -113,27 +132,43 @@ impl TokenRefresh {
         (member.name.clone(), outcome)
     }
 
-    fn ready(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, Arc<Member>>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ready(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Member>>> {
+        lock(&self.ready)
     }
+}
+
+/// What a run has taken up stands in line until its turn, or until the run is gone.
+struct Line<'a> {
+    in_line: &'a Mutex<BTreeSet<Name>>,
+    names: Vec<Name>,
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        let mut in_line = lock(self.in_line);
+        for name in &self.names {
+            in_line.remove(name);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
 impl Job for TokenRefresh {
     async fn run(&self, run: &Run) -> Result<Summary, JobError> {
-        let (members, cause) = match run.trigger {
-            Trigger::Due => (
-                std::mem::take(&mut *self.ready()).into_values().collect(),
-                Cause::Due,
-            ),
+        let tally = match run.trigger {
+            Trigger::Due => self.refresh_due(run).await,
             // A person who runs the job wants what its schedule would do now. Forced would
             // be a request for each credential, past every wait and an open breaker.
-            Trigger::Schedule | Trigger::Misfire | Trigger::Manual => (
-                self.members.values().cloned().collect(),
-                Cause::Scheduled(run.scheduled_at),
-            ),
+            Trigger::Schedule | Trigger::Misfire | Trigger::Manual => {
+                let everything = self.members.values().cloned().collect();
+                self.refresh_all(everything, Cause::Scheduled(run.scheduled_at), run)
+                    .await
+            }
         };
-        let tally = self.refresh_all(members, cause, run).await;
         match tally.failed {
             0 => Ok(Summary::new(tally.to_string())),
             // Each credential has its own retries; the run as a whole needs none.
@@ -144,7 +179,8 @@ impl Job for TokenRefresh {
     async fn wake(&self) {
         let mut agenda = self.agenda.lock().await;
         loop {
-            let due = agenda.due(&self.members, &*self.refresher.clock);
+            let mut due = agenda.due(&self.members, &*self.refresher.clock);
+            due.retain(|member| !lock(&self.in_line).contains(&member.name));
             if !due.is_empty() {
                 let mut ready = self.ready();
                 let was_empty = ready.is_empty();

@@ -186,7 +186,8 @@ impl Target for WriteBack {
             return Ok(false);
         };
         let (path, ours) = (self.path.clone(), token.fingerprint());
-        let written = self.written.lock().await.replace(ours);
+        let mut last_written = self.written.lock().await;
+        let written = *last_written;
         let write = move || {
             let found = match std::fs::read_to_string(&path) {
                 Ok(text) => Some(Secret::new(text.trim())),
@@ -207,10 +208,12 @@ impl Target for WriteBack {
             put(&path, &token).map(|()| true)
         };
         let path = self.path.display();
-        tokio::task::spawn_blocking(write)
+        let changed = tokio::task::spawn_blocking(write)
             .await
             .map_err(|error| SinkError(error.to_string()))?
-            .map_err(|error| SinkError(format!("{path}: {error}")))
+            .map_err(|error| SinkError(format!("{path}: {error}")))?;
+        *last_written = Some(ours);
+        Ok(changed)
     }
 }
 
