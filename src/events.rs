@@ -42,9 +42,9 @@ impl TokenRefreshed<'_> {
         } = self;
         let (lives, took) = (seconds(self.lifetime), seconds(self.took));
         match self.recovered_after {
-            None => info!(%credential, %provider, version, lives, took, "token refreshed"),
+            None => info!(%credential, %provider, version, %lives, %took, "token refreshed"),
             Some(failures) => {
-                info!(%credential, %provider, version, lives, took, failures, "token refreshed, recovered");
+                info!(%credential, %provider, version, %lives, %took, failures, "token refreshed, recovered");
             }
         }
     }
@@ -92,10 +92,13 @@ impl RefreshFailed<'_> {
                 error!(%credential, %provider, detail, "needs login: the provider declared the grant dead");
             }
             Reason::Misconfigured => {
-                error!(%credential, %provider, detail, failures, retry_in, "misconfigured: the provider refuses the client or the request");
+                error!(%credential, %provider, detail, failures, %retry_in, "misconfigured: the provider refuses the client or the request");
+            }
+            _ if *doubtful => {
+                warn!(%credential, %provider, %reason, detail, failures, %retry_in, doubtful, "refresh failed: no usable answer came, and the provider may have replaced the refresh token; the same one is sent again");
             }
             _ => {
-                warn!(%credential, %provider, reason, detail, failures, retry_in, doubtful, "refresh failed");
+                warn!(%credential, %provider, %reason, detail, failures, %retry_in, doubtful, "refresh failed; it is tried again");
             }
         }
     }
@@ -137,7 +140,7 @@ impl SaveFailed<'_> {
             credential, error, ..
         } = self;
         let retry_in = seconds(self.retry_in);
-        error!(%credential, %error, retry_in, "new tokens are not saved yet: free the disk, and do not stop this process");
+        error!(%credential, %error, %retry_in, "new tokens are not saved yet: free the disk, and do not stop this process");
     }
 }
 
@@ -183,7 +186,7 @@ impl Delivered<'_> {
             None => tracing::debug!(%credential, sink, version, "delivered"),
             Some((error, retry_in)) => {
                 let retry_in = seconds(*retry_in);
-                warn!(%credential, sink, version, %error, retry_in, "delivery failed");
+                warn!(%credential, sink, version, %error, %retry_in, "delivery failed");
             }
         }
     }
@@ -217,8 +220,8 @@ impl RunEnded<'_> {
         let took = seconds(self.took);
         match *outcome {
             // What a run did is logged by itself; that it went well is for the history.
-            "success" => tracing::debug!(%job, trigger, summary, took, "run ended"),
-            _ => warn!(%job, trigger, outcome, summary, took, "run ended"),
+            "success" => tracing::debug!(%job, trigger, summary, %took, "run ended"),
+            _ => warn!(%job, trigger, outcome, summary, %took, "run ended"),
         }
     }
 }

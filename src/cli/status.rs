@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 
-use super::{Failure, control::Service};
+use super::{Failure, control::Service, print};
 use crate::{app::App, config::Config, status};
 
 #[derive(clap::Args)]
@@ -24,17 +24,17 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
         }
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&statuses)?);
-        return Ok(());
+        let json = serde_json::to_string_pretty(&statuses)?;
+        return Ok(print(&format!("{json}\n"))?);
     }
     #[allow(
         clippy::disallowed_methods,
         reason = "a command for a person, who asks about now"
     )]
     let now = Utc::now();
-    print!("{}", status::table(&statuses, now));
+    let mut text = status::table(&statuses, now);
     if service.is_none() {
-        println!("\nthe service is not running: nothing is refreshed until it starts");
+        text.push_str("\nthe service is not running: nothing is refreshed until it starts\n");
     }
-    Ok(())
+    Ok(print(&text)?)
 }
