@@ -95,15 +95,19 @@ pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
     let mut forecast = Forecast::new(now);
     let rows: Vec<Row<'_>> = fleet
         .iter()
-        .map(|member| Row {
-            labels: format!(
-                "credential=\"{}\",provider=\"{}\"",
-                member.name, member.provider.name
-            ),
-            view: member.view().clone(),
-            due: forecast.of(member).map(|next| unix(next.at)),
-            member,
-            now,
+        .map(|member| {
+            // On its own line, so that the lock is free again: the forecast takes it too.
+            let view = member.view().clone();
+            Row {
+                labels: format!(
+                    "credential=\"{}\",provider=\"{}\"",
+                    member.name, member.provider.name
+                ),
+                view,
+                due: forecast.of(member).map(|next| unix(next.at)),
+                member,
+                now,
+            }
         })
         .collect();
 
