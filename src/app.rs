@@ -227,7 +227,13 @@ async fn open_store(config: &config::Store) -> Result<SqliteStore, StoreError> {
         runs: config.keep_runs,
         failed_runs: config.keep_failed_runs,
     };
-    SqliteStore::open(&path, Cipher::from_base64(&key)?, history).await
+    let cipher = Cipher::from_base64(&key).map_err(|error| match (error, &config.key) {
+        (StoreError::Key(why), None) => {
+            StoreError::Key(format!("{}: {why}", config.key_path().display()))
+        }
+        (error, _) => error,
+    })?;
+    SqliteStore::open(&path, cipher, history).await
 }
 
 fn fleet(config: &Config, records: Vec<Record>, clock: &Arc<dyn Clock>) -> anyhow::Result<Fleet> {

@@ -11,7 +11,9 @@ use tracing::{error, info, warn};
 use crate::{clock::Timestamp, credential::Reason, metrics::Metrics, name::Name};
 
 fn seconds(duration: Duration) -> String {
-    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64)).to_string()
+    let text = humantime::format_duration(Duration::from_millis(duration.as_millis() as u64));
+    // "5s295ms": a value without a space needs no quotes on a terminal.
+    text.to_string().replace(' ', "")
 }
 
 /// New tokens are durable.
@@ -89,7 +91,7 @@ impl RefreshFailed<'_> {
                 error!(%credential, %provider, detail, "needs login: an answer was lost after the provider may have rotated the refresh token, and the provider does not accept the old one again");
             }
             Reason::NeedsLogin => {
-                error!(%credential, %provider, detail, "needs login: the provider declared the grant dead");
+                error!(%credential, %provider, detail, "needs login: log in again, then import the new refresh token");
             }
             Reason::Misconfigured => {
                 error!(%credential, %provider, detail, failures, %retry_in, "misconfigured: the provider refuses the client or the request");
@@ -221,6 +223,10 @@ impl RunEnded<'_> {
         match *outcome {
             // What a run did is logged by itself; that it went well is for the history.
             "success" => tracing::debug!(%job, trigger, summary, %took, "run ended"),
+            // A job that woke up by itself has told of each thing that it found.
+            "failure" if self.trigger == "due" => {
+                tracing::debug!(%job, trigger, outcome, summary, %took, "run ended");
+            }
             _ => warn!(%job, trigger, outcome, summary, %took, "run ended"),
         }
     }

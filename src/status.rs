@@ -49,7 +49,16 @@ pub fn of(fleet: &Fleet, now: Moment) -> Vec<Status> {
         let view = member.view().clone();
         let credential = view.credential;
         let state = credential.state(&member.name, &member.rules, now);
+        // Until a person brings one, there is nothing to refresh with.
+        let without = state == State::Pending
+            && member.grant.spends_refresh_token()
+            && credential.refresh_token().is_none();
+        let next = next.filter(|_| !without);
         let why = match (&next, state) {
+            _ if without => format!(
+                "bring a refresh token: perennial import {} --refresh-token-file FILE",
+                member.name
+            ),
             (_, State::NeedsLogin) => {
                 format!(
                     "log in again, then: perennial import {} --refresh-token-file FILE",

@@ -3,5 +3,6 @@
 
 mod support;
 
+mod command_line;
 mod sqlite_store;
 mod store_contract;
