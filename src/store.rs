@@ -124,7 +124,6 @@ pub struct Lease {
     reason = "one at a time, and nearly always the large one"
 )]
 #[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "one at a time, and gone at once")]
 pub enum Checkout {
     /// The lease is ours, and the intent is durable. The record is as it was before.
     Granted {

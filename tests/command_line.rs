@@ -295,6 +295,40 @@ fn with_a_service_it_is_asked() {
 }
 
 #[test]
+fn the_first_signal_waits_for_the_answer_and_the_second_gives_it_up() {
+    // It takes connections, and answers none.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("it is bound").to_string();
+    let perennial = Perennial::with_config(&UNREACHABLE.replace("127.0.0.1:9", &address));
+    perennial.write("token", "first-token\n");
+    let import = perennial.run(&["import", "kitchen", "--refresh-token-file", "token"]);
+    assert_eq!(import.code(), Some(0), "{import:?}");
+
+    let mut refresh = perennial.start(&["refresh", "kitchen"]);
+    let _request = silent.accept().expect("the token request");
+    refresh.signal(Signal::INT);
+    refresh.wait_for_line("that it waits", PATIENCE, |line| {
+        line.contains("waiting for the answer")
+    });
+    refresh.signal(Signal::INT);
+    assert_eq!(refresh.wait_for_exit(PATIENCE).code(), Some(130));
+
+    // The refresh token may be spent: the store says so, and the next start sends it again.
+    let status = perennial.run(&["status"]);
+    assert!(
+        status.stdout.contains("replay of a lost answer"),
+        "{status:?}"
+    );
+    let mut service = perennial.serve();
+    let _replay = silent.accept().expect("the token request, again");
+    service.process().signal(Signal::TERM);
+    service
+        .process()
+        .wait_for_line("that it stops", PATIENCE, |line| line.contains("stopping"));
+    assert_eq!(service.stop().code(), Some(130));
+}
+
+#[test]
 fn a_wrong_key_is_69_and_changes_nothing() {
     let mut perennial = Perennial::with_config(UNREACHABLE);
     assert_eq!(perennial.run(&["status"]).code(), Some(0));

@@ -88,7 +88,9 @@ fn dotenv(text: &str) -> Result<BTreeMap<String, String>, Problem> {
 const PREFIX: &str = "PERENNIAL_";
 
 /// Variables with our prefix that other parts read.
-const OTHERS: [&str; 2] = ["PERENNIAL_LOG", "PERENNIAL_LOG_FORMAT"];
+///
+/// `PERENNIAL_COMMIT` is for builds, and Cargo hands it on to whatever it runs.
+const OTHERS: [&str; 3] = ["PERENNIAL_COMMIT", "PERENNIAL_LOG", "PERENNIAL_LOG_FORMAT"];
 
 /// Short names of keys.
 const SHORT: [(&str, &[&str]); 2] = [

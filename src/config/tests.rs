@@ -308,6 +308,7 @@ fn the_environment_overrides() {
             ("PERENNIAL_JOBS__TOKEN_REFRESH__SCHEDULE", "@daily"),
             ("PERENNIAL_JOBS__TOKEN_REFRESH__CREDENTIALS", "[\"o*\"]"),
             ("PERENNIAL_KEY_FILE", "/keys/p"),
+            ("PERENNIAL_COMMIT", "0123456789ab"),
             ("PERENNIAL_LOG", "debug"),
             ("PERENNIAL_PORT", "tcp://10.0.0.1:9464"),
         ],
