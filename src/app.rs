@@ -71,8 +71,7 @@ pub struct Running {
 }
 
 impl App {
-    /// Opens the store and makes everything that the configuration names. Refresh tokens
-    /// in files are imported where the store has no use for what it has.
+    /// Opens the store and makes everything that the configuration names.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let store: Arc<dyn Store> = Arc::new(open_store(&config.store).await?);
@@ -94,7 +93,6 @@ impl App {
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
-        import_files(config, &refresher).await?;
         let runner = Arc::new(Runner {
             jobs: jobs(config, &refresher)?,
             store: store.clone(),
@@ -125,6 +123,7 @@ impl App {
         let address = tcp.tcp_addr().context("a TCP listener has an address")?;
         let socket = listener::bind_unix(config.socket_path()).await?;
 
+        self.import_files(config).await?;
         self.start_deliveries();
         let scheduler = Scheduler::start().await?;
         let service = Arc::new(Service {
@@ -164,6 +163,48 @@ impl App {
             http_stop,
             servers,
         })
+    }
+
+    /// Imports the refresh tokens that lie in files: once, when the store has nothing, and
+    /// again when what it has is dead and a person has put another one there.
+    pub async fn import_files(&self, config: &Config) -> anyhow::Result<()> {
+        let fleet = &self.refresher.fleet;
+        for (name, credential) in &config.credentials {
+            let Some(path) = &credential.refresh_token_file else {
+                continue;
+            };
+            let member = fleet
+                .get(name.as_str())
+                .context("every credential is a member")?;
+            let (wanted, current) = {
+                let credential = &member.view().credential;
+                let trouble = credential.trouble.as_ref();
+                let dead = trouble.is_some_and(|(trouble, _)| trouble.reason == Reason::NeedsLogin);
+                let current = credential.refresh_token().map(Secret::fingerprint);
+                (credential.tokens.is_none() || dead, current)
+            };
+            if !wanted {
+                continue;
+            }
+            let imported = match read_token(path) {
+                Ok(token) if Some(token.fingerprint()) == current => continue,
+                Ok(token) => self
+                    .refresher
+                    .import(member, token)
+                    .await
+                    .map_err(anyhow::Error::from),
+                Err(error) => Err(error),
+            };
+            let file = path.display();
+            match imported {
+                Ok(_) => info!(credential = %name, %file, "refresh token imported"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(credential = %name, %file, error, "refresh token not imported");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Starts delivering what the credentials have, and what they will get.
@@ -227,7 +268,13 @@ async fn open_store(config: &config::Store) -> Result<SqliteStore, StoreError> {
         runs: config.keep_runs,
         failed_runs: config.keep_failed_runs,
     };
-    SqliteStore::open(&path, Cipher::from_base64(&key)?, history).await
+    let cipher = Cipher::from_base64(&key).map_err(|error| match (error, &config.key) {
+        (StoreError::Key(why), None) => {
+            StoreError::Key(format!("{}: {why}", config.key_path().display()))
+        }
+        (error, _) => error,
+    })?;
+    SqliteStore::open(&path, cipher, history).await
 }
 
 fn fleet(config: &Config, records: Vec<Record>, clock: &Arc<dyn Clock>) -> anyhow::Result<Fleet> {
@@ -365,48 +412,6 @@ fn jobs(
         Ok((name.clone(), Arc::new(hosted)))
     };
     config.jobs.iter().map(job).collect()
-}
-
-/// Imports the refresh tokens that lie in files: once, when the store has nothing, and again
-/// when what it has is dead and a person has put another one there.
-async fn import_files(config: &Config, refresher: &Arc<Refresher>) -> anyhow::Result<()> {
-    for (name, credential) in &config.credentials {
-        let Some(path) = &credential.refresh_token_file else {
-            continue;
-        };
-        let member = refresher
-            .fleet
-            .get(name.as_str())
-            .context("every credential is a member")?;
-        let (wanted, current) = {
-            let view = member.view();
-            let dead = view
-                .credential
-                .trouble
-                .as_ref()
-                .is_some_and(|(trouble, _)| trouble.reason == Reason::NeedsLogin);
-            (
-                view.credential.tokens.is_none() || dead,
-                view.credential.refresh_token().map(Secret::fingerprint),
-            )
-        };
-        if !wanted {
-            continue;
-        }
-        match read_token(path) {
-            Ok(token) if Some(token.fingerprint()) == current => {}
-            Ok(token) => match refresher.import(member, token).await {
-                Ok(_) => {
-                    info!(credential = %name, file = %path.display(), "refresh token imported")
-                }
-                Err(error) => {
-                    warn!(credential = %name, file = %path.display(), %error, "refresh token not imported")
-                }
-            },
-            Err(error) => warn!(credential = %name, %error, "refresh token not imported"),
-        }
-    }
-    Ok(())
 }
 
 /// One refresh token from a file with one line.

@@ -8,14 +8,21 @@ mod refresh;
 mod serve;
 mod status;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{ErrorKind, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::{
     config::{self, Config, Loaded},
     name::Name,
     plugins,
+    refresh::ImportError,
     store::StoreError,
     telemetry,
 };
@@ -65,6 +72,8 @@ enum Command {
 enum Failure {
     /// Each problem is printed on its line.
     Configuration(config::Errors),
+    /// The command line or a variable asks for something that there is not.
+    Usage(anyhow::Error),
     /// The message is printed.
     Other(anyhow::Error),
     /// Everything was said already.
@@ -94,20 +103,23 @@ pub fn run() -> ExitCode {
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Configuration(errors)) => {
-            eprintln!("{errors}");
+            complain(format_args!("{errors}"));
+            ExitCode::from(64)
+        }
+        Err(Failure::Usage(error)) => {
+            complain(format_args!("perennial: {error:#}"));
             ExitCode::from(64)
         }
         Err(Failure::Other(error)) => {
-            eprintln!("perennial: {error:#}");
-            let store = error.downcast_ref::<StoreError>().is_some();
-            ExitCode::from(if store { 69 } else { 1 })
+            complain(format_args!("perennial: {error:#}"));
+            ExitCode::from(if is_of_the_store(&error) { 69 } else { 1 })
         }
         Err(Failure::Aborted) => ExitCode::from(130),
     }
 }
 
 fn start(cli: Cli) -> Result<(), Failure> {
-    let telemetry = telemetry::start(env!("CARGO_PKG_VERSION"))?;
+    let telemetry = telemetry::start(env!("CARGO_PKG_VERSION")).map_err(Failure::Usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -132,10 +144,31 @@ async fn command(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, &loaded(load()?)).await,
         Command::Refresh { name } => refresh::run(&name, &loaded(load()?)).await,
         Command::Config => {
-            print!("{}", config::example(&plugins::kinds()));
+            print(&config::example(&plugins::kinds()))?;
             Ok(())
         }
     }
+}
+
+/// Prints to standard output. A reader who has seen enough, as in `| head -1`, has closed it:
+/// that is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let printed = stdout.write_all(text.as_bytes());
+    match printed.and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("standard output"),
+    }
+}
+
+/// Prints to standard error, where nobody may be listening.
+fn complain(message: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+fn is_of_the_store(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<StoreError>().is_some()
+        || matches!(error.downcast_ref(), Some(ImportError::Store(_)))
 }
 
 /// The configuration, its warnings logged.
@@ -147,9 +180,17 @@ fn loaded(loaded: Loaded) -> Config {
 }
 
 /// The credential of that name, or which ones there are.
-fn known<'a>(name: &Name, config: &'a Config) -> anyhow::Result<&'a config::Credential> {
+fn known<'a>(name: &Name, config: &'a Config) -> Result<&'a config::Credential, Failure> {
     config.credentials.get(name).ok_or_else(|| {
         let names: Vec<&str> = config.credentials.keys().map(Name::as_str).collect();
-        anyhow::anyhow!("{name} is not configured; there are: {}", names.join(", "))
+        Failure::Usage(match names.as_slice() {
+            [] => anyhow::anyhow!(
+                "credential {name} is not configured, nor is any other; add [credentials.{name}]"
+            ),
+            _ => anyhow::anyhow!(
+                "credential {name} is not configured; there is: {}",
+                names.join(", ")
+            ),
+        })
     })
 }

@@ -338,7 +338,7 @@ pub enum Grant {
 /// One sink: its kind, and that kind's own keys beside it.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Plugin {
-    /// The kind of sink. Known: `file`.
+    /// The kind of sink; `perennial config` shows them all.
     #[schemars(example = &"file")]
     pub kind: String,
     /// All other keys: the kind's own.
@@ -350,8 +350,8 @@ pub struct Plugin {
 /// One task: what runs, when, and what happens when it cannot.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Job {
-    /// What the job does. Known: `token_refresh`. All keys not named below are the
-    /// kind's own.
+    /// What the job does; `perennial config` shows the kinds. All keys not named below
+    /// are the kind's own.
     #[schemars(example = &"token_refresh")]
     pub kind: String,
     /// A cron expression: 5 fields (minute first), 6 fields (second first), or a word

@@ -11,7 +11,9 @@ use tracing::{error, info, warn};
 use crate::{clock::Timestamp, credential::Reason, metrics::Metrics, name::Name};
 
 fn seconds(duration: Duration) -> String {
-    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64)).to_string()
+    let text = humantime::format_duration(Duration::from_millis(duration.as_millis() as u64));
+    // "5s295ms": a value without a space needs no quotes on a terminal.
+    text.to_string().replace(' ', "")
 }
 
 /// New tokens are durable.
@@ -42,9 +44,9 @@ impl TokenRefreshed<'_> {
         } = self;
         let (lives, took) = (seconds(self.lifetime), seconds(self.took));
         match self.recovered_after {
-            None => info!(%credential, %provider, version, lives, took, "token refreshed"),
+            None => info!(%credential, %provider, version, %lives, %took, "token refreshed"),
             Some(failures) => {
-                info!(%credential, %provider, version, lives, took, failures, "token refreshed, recovered");
+                info!(%credential, %provider, version, %lives, %took, failures, "token refreshed, recovered");
             }
         }
     }
@@ -89,13 +91,16 @@ impl RefreshFailed<'_> {
                 error!(%credential, %provider, detail, "needs login: an answer was lost after the provider may have rotated the refresh token, and the provider does not accept the old one again");
             }
             Reason::NeedsLogin => {
-                error!(%credential, %provider, detail, "needs login: the provider declared the grant dead");
+                error!(%credential, %provider, detail, "needs login: log in again, then import the new refresh token");
             }
             Reason::Misconfigured => {
-                error!(%credential, %provider, detail, failures, retry_in, "misconfigured: the provider refuses the client or the request");
+                error!(%credential, %provider, detail, failures, %retry_in, "misconfigured: the provider refuses the client or the request");
+            }
+            _ if *doubtful => {
+                warn!(%credential, %provider, %reason, detail, failures, %retry_in, doubtful, "refresh failed: no usable answer came, and the provider may have replaced the refresh token; the same one is sent again");
             }
             _ => {
-                warn!(%credential, %provider, reason, detail, failures, retry_in, doubtful, "refresh failed");
+                warn!(%credential, %provider, %reason, detail, failures, %retry_in, doubtful, "refresh failed; it is tried again");
             }
         }
     }
@@ -137,7 +142,7 @@ impl SaveFailed<'_> {
             credential, error, ..
         } = self;
         let retry_in = seconds(self.retry_in);
-        error!(%credential, %error, retry_in, "new tokens are not saved yet: free the disk, and do not stop this process");
+        error!(%credential, %error, %retry_in, "new tokens are not saved yet: free the disk, and do not stop this process");
     }
 }
 
@@ -183,7 +188,7 @@ impl Delivered<'_> {
             None => tracing::debug!(%credential, sink, version, "delivered"),
             Some((error, retry_in)) => {
                 let retry_in = seconds(*retry_in);
-                warn!(%credential, sink, version, %error, retry_in, "delivery failed");
+                warn!(%credential, sink, version, %error, %retry_in, "delivery failed");
             }
         }
     }
@@ -217,8 +222,12 @@ impl RunEnded<'_> {
         let took = seconds(self.took);
         match *outcome {
             // What a run did is logged by itself; that it went well is for the history.
-            "success" => tracing::debug!(%job, trigger, summary, took, "run ended"),
-            _ => warn!(%job, trigger, outcome, summary, took, "run ended"),
+            "success" => tracing::debug!(%job, trigger, summary, %took, "run ended"),
+            // A job that woke up by itself has told of each thing that it found.
+            "failure" if self.trigger == "due" => {
+                tracing::debug!(%job, trigger, outcome, summary, %took, "run ended");
+            }
+            _ => warn!(%job, trigger, outcome, summary, %took, "run ended"),
         }
     }
 }

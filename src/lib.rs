@@ -1,4 +1,37 @@
-//! x
+//! Perennial keeps OAuth 2.0 tokens alive: it refreshes each one well before it expires, saves
+//! the answer durably before anything else, shows how all of them stand, and says when only a
+//! person can help.
+//!
+//! # The path
+//! ```text
+//! config -> app (the only wiring)
+//! tick:     scheduler -> runner -> jobs/token_refresh -> refresh -> oauth -> store -> sinks
+//! edges:    cli, http, telemetry call inwards; nothing inside imports them
+//! everyone: may call events (facts to report), clock, secret
+//! ```
+//! To understand the program, read [`refresh`]: the path of one refresh, top to bottom. To
+//! understand *when*, read [`credential::policy`]: pure functions without clock or I/O.
+//!
+//! # Layout
+//! - [`config`]: types whose doc comments are the reference that users read; every error at once.
+//! - [`app`]: from a configuration to a running service, and to its end.
+//! - [`cli`]: one file per command. [`demo`]: the authorization server of `perennial demo`.
+//! - [`job`]: all that the author of a job must read. [`jobs`]: one file per kind of job.
+//!   [`plugins`]: the one list of kinds.
+//! - [`schedule`]: cron texts in real time zones. [`scheduler`]: ticks. [`runner`]: one run and
+//!   all around it (overlap, retries, panics, history, drain).
+//! - [`credential`], [`fleet`], [`forecast`]: the domain, all of it in memory, and what is next.
+//! - [`refresh`]: claim, intend, exchange, save, publish, deliver, settle. [`provider`]: what is
+//!   shared by the credentials of one authorization server.
+//! - [`oauth`]: the token endpoint, one file per grant. [`store`]: what must survive.
+//!   [`sinks`]: where access tokens are delivered.
+//! - [`events`]: every fact that is reported. [`metrics`], [`telemetry`], [`status`], [`http`]:
+//!   how it is seen.
+//! - [`clock`], [`name`], [`secret`]: time that may be stepped, names that need no escaping,
+//!   text that is never printed.
+//!
+//! Why things are as they are: `docs/decisions/`.
+
 pub mod app;
 pub mod cli;
 pub mod clock;

@@ -52,7 +52,7 @@ pub fn of(fleet: &Fleet, now: Moment) -> Vec<Status> {
         let why = match (&next, state) {
             (None, State::Pending) => {
                 format!(
-                    "log in, then: perennial import {} --refresh-token-file FILE",
+                    "bring a refresh token: perennial import {} --refresh-token-file FILE",
                     member.name
                 )
             }

@@ -3,6 +3,7 @@
 
 mod support;
 
+mod command_line;
 mod keeps_alive;
 mod leaks;
 mod observability;

@@ -1,10 +1,10 @@
 //! `perennial check`: what the configuration means, without starting anything.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use chrono::TimeDelta;
 
-use super::Failure;
+use super::{Failure, print};
 use crate::{
     app,
     clock::{Clock, SystemClock},
@@ -22,26 +22,30 @@ pub(super) fn run(loaded: &Loaded) -> Result<(), Failure> {
         .file
         .as_ref()
         .map_or("the environment".into(), |file| file.display().to_string());
-    println!(
-        "{from}: valid; {} credentials, {} providers, {} jobs",
-        config.credentials.len(),
-        config.providers.len(),
-        config.jobs.len()
+    let mut report = format!(
+        "{from}: valid; {}, {}, {}\n",
+        count(config.credentials.len(), "credential"),
+        count(config.providers.len(), "provider"),
+        count(config.jobs.len(), "job"),
     );
     let now = SystemClock::new().now().wall;
     for (name, job) in &config.jobs {
         match &job.schedule {
-            None => println!("\njobs.{name}: no schedule; runs when something is due"),
+            None => writeln!(
+                report,
+                "\njobs.{name}: no schedule; runs when something is due"
+            )?,
             Some(text) => {
                 let schedule = Schedule::parse(text, job.tz())?;
-                println!("\njobs.{name}: {schedule} in {}", job.timezone);
+                writeln!(report, "\njobs.{name}: {schedule} in {}", job.timezone)?;
                 for at in schedule.upcoming(now).take(FIRINGS) {
                     let wait = span(at - now);
-                    println!(
+                    writeln!(
+                        report,
                         "  {} (in {wait})",
                         at.with_timezone(&job.tz())
                             .format("%a %Y-%m-%d %H:%M:%S %Z")
-                    );
+                    )?;
                 }
             }
         }
@@ -54,11 +58,17 @@ pub(super) fn run(loaded: &Loaded) -> Result<(), Failure> {
         .chain(warnings);
     for (index, warning) in warnings.enumerate() {
         if index == 0 {
-            println!();
+            report.push('\n');
         }
-        println!("warning: {warning}");
+        writeln!(report, "warning: {warning}")?;
     }
+    print(&report)?;
     Ok(())
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
 }
 
 /// What works, but hardly as meant. `lifetime` is what is known of a credential's access

@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use anyhow::anyhow;
+use base64::Engine;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, serve};
@@ -41,14 +42,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let running = app.start(&config).await?;
     let address = running.address;
-    println!(
+    super::print(&format!(
         "\nThree credentials are kept alive against a small authorization server on this machine.\n\
          Their tokens live for a minute and are refreshed after about 40 seconds. The server\n\
          rotates refresh tokens, is unavailable now and then, and sometimes loses an answer.\n\n\
          \x20 http://{address}/          how they stand\n\
          \x20 http://{address}/metrics   what Prometheus scrapes\n\n\
-         Ctrl-C ends it; nothing is left behind.\n"
-    );
+         Ctrl-C ends it; nothing is left behind.\n\n"
+    ))?;
     signals.next().await;
     let stopped = serve::stop(running, config.server.shutdown_timeout, &mut signals).await;
     stop.cancel();
@@ -62,6 +63,10 @@ fn configuration(
     folder: &Path,
 ) -> anyhow::Result<Config> {
     let (listen, token_url, folder) = (args.listen, server.token_url(), folder.display());
+    // In memory alone: a key file beside the database would be worth a warning.
+    let mut key = [0; 32];
+    getrandom::fill(&mut key)?;
+    let key = base64::prelude::BASE64_STANDARD.encode(key);
     let text = format!(
         r#"
         [server]
@@ -69,6 +74,7 @@ fn configuration(
 
         [store]
         url = "sqlite:{folder}/demo.db"
+        key = "{key}"
 
         [providers.players]
         token_url = "{token_url}"

@@ -6,7 +6,7 @@ use std::{io::Read, path::PathBuf};
 use anyhow::Context;
 use reqwest::Method;
 
-use super::{Failure, control::Service, known};
+use super::{Failure, control::Service, known, print};
 use crate::{app, app::App, config::Config, name::Name, secret::Secret};
 
 #[derive(clap::Args)]
@@ -30,13 +30,10 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
     };
     if let Some(service) = Service::at(&config.socket_path()).await? {
         let path = format!("/api/v1/credentials/{name}/refresh-token");
-        println!(
-            "{}",
-            service
-                .change(Method::PUT, &path, token.expose().to_owned())
-                .await?
-        );
-        return Ok(());
+        let said = service
+            .change(Method::PUT, &path, token.expose().to_owned())
+            .await?;
+        return Ok(print(&format!("{said}\n"))?);
     }
     let app = App::open(config).await?;
     let member = app
@@ -48,6 +45,7 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
     let imported = app.refresher.import(&member, token).await;
     app.finish().await;
     imported?;
-    println!("{name}: refresh token saved; it is refreshed when the service starts");
-    Ok(())
+    Ok(print(&format!(
+        "{name}: refresh token saved; it is refreshed when the service starts\n"
+    ))?)
 }

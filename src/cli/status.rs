@@ -1,6 +1,6 @@
 //! `perennial status`: how each credential stands, from the running service or the store.
 
-use super::{Failure, control::Service};
+use super::{Failure, control::Service, print};
 use crate::{
     app::App,
     clock::{Clock, SystemClock},
@@ -19,6 +19,15 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
     let service = Service::at(&config.socket_path()).await?;
     let statuses: Vec<status::Status> = match &service {
         Some(service) => service.get("/api/v1/credentials").await?,
+        // To look must not make anything: a store and its key come with the first start.
+        None if !config.store.sqlite_path().exists() => {
+            let store = config.store.sqlite_path();
+            return Err(anyhow::anyhow!(
+                "{}: there is no store yet; perennial serve makes it",
+                store.display()
+            )
+            .into());
+        }
         None => {
             let app = App::open(config).await?;
             let statuses = status::of(&app.refresher.fleet, app.refresher.clock.now());
@@ -27,13 +36,13 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
         }
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&statuses)?);
-        return Ok(());
+        let json = serde_json::to_string_pretty(&statuses)?;
+        return Ok(print(&format!("{json}\n"))?);
     }
     let now = SystemClock::new().now().wall;
-    print!("{}", status::table(&statuses, now));
+    let mut text = status::table(&statuses, now);
     if service.is_none() {
-        println!("\nthe service is not running: nothing is refreshed until it starts");
+        text.push_str("\nthe service is not running: nothing is refreshed until it starts\n");
     }
-    Ok(())
+    Ok(print(&text)?)
 }

@@ -131,7 +131,12 @@ pub fn generate_key_file(path: &Path) -> Result<Secret, StoreError> {
             .and_then(|()| sync_folder_of(path))
             .inspect_err(|_| _ = fs::remove_file(path))
     };
-    write().map_err(|error| StoreError::Key(format!("{}: {error}", path.display())))?;
+    write().map_err(|error| {
+        StoreError::Key(format!(
+            "{} cannot be made: {error}; make its folder writable, or set PERENNIAL_KEY",
+            path.display()
+        ))
+    })?;
     Ok(text)
 }
 
