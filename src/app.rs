@@ -277,7 +277,12 @@ async fn open_store(config: &config::Store) -> Result<SqliteStore, StoreError> {
     SqliteStore::open(&path, cipher, history).await
 }
 
-fn fleet(config: &Config, records: Vec<Record>, clock: &Arc<dyn Clock>) -> anyhow::Result<Fleet> {
+/// The credentials that the configuration names, as the records say that they stand.
+pub fn fleet(
+    config: &Config,
+    records: Vec<Record>,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Fleet> {
     let mut records: BTreeMap<Name, Record> = records
         .into_iter()
         .map(|record| (record.name.clone(), record))

@@ -67,7 +67,7 @@ fn a_refresh_token_comes_from_standard_input() {
     assert!(
         nothing
             .stderr
-            .contains("standard input: is not one refresh token in one line"),
+            .contains("standard input: is not one token in one line"),
         "{nothing:?}"
     );
 }
@@ -236,6 +236,10 @@ fn without_a_service_the_store_is_used() {
         status.stdout.contains("the service is not running"),
         "{status:?}"
     );
+    assert!(
+        !perennial.folder().join("perennial.db").exists(),
+        "to look makes nothing"
+    );
 
     let import = perennial.run(&["import", "kitchen", "--refresh-token-file", "token"]);
     assert_eq!(import.code(), Some(0), "{import:?}");
@@ -270,8 +274,7 @@ fn with_a_service_it_is_asked() {
     let two = perennial.run(&["import", "kitchen", "--refresh-token-file", "two"]);
     assert_eq!(two.code(), Some(1), "{two:?}");
     assert!(
-        two.stderr
-            .contains("two: is not one refresh token in one line"),
+        two.stderr.contains("two: is not one token in one line"),
         "{two:?}"
     );
 
@@ -331,9 +334,11 @@ fn the_first_signal_waits_for_the_answer_and_the_second_gives_it_up() {
 #[test]
 fn a_wrong_key_is_69_and_changes_nothing() {
     let mut perennial = Perennial::with_config(UNREACHABLE);
-    assert_eq!(perennial.run(&["status"]).code(), Some(0));
+    perennial.write("token", "first-token\n");
+    let import = perennial.run(&["import", "kitchen", "--refresh-token-file", "token"]);
+    assert_eq!(import.code(), Some(0), "{import:?}");
     let database = perennial.folder().join("perennial.db");
-    let before = std::fs::read(&database).expect("status made it");
+    let before = std::fs::read(&database).expect("the import made it");
     perennial.set_env(
         "PERENNIAL_KEY",
         "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",

@@ -1,8 +1,10 @@
 //! `perennial status`: how each credential stands, from the running service or the store.
 
+use std::sync::Arc;
+
 use super::{Failure, control::Service, print};
 use crate::{
-    app::App,
+    app::{self, App},
     clock::{Clock, SystemClock},
     config::Config,
     status,
@@ -19,14 +21,10 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
     let service = Service::at(&config.socket_path()).await?;
     let statuses: Vec<status::Status> = match &service {
         Some(service) => service.get("/api/v1/credentials").await?,
-        // To look must not make anything: a store and its key come with the first start.
+        // To look must not make anything: the store comes with the first start.
         None if !config.store.sqlite_path().exists() => {
-            let store = config.store.sqlite_path();
-            return Err(anyhow::anyhow!(
-                "{}: there is no store yet; perennial serve makes it",
-                store.display()
-            )
-            .into());
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+            status::of(&app::fleet(config, Vec::new(), &clock)?, clock.now())
         }
         None => {
             let app = App::open(config).await?;
