@@ -356,6 +356,21 @@ async fn the_store_is_read_before_a_grant_is_believed_dead() {
 }
 
 #[tokio::test]
+async fn a_grant_is_not_believed_dead_while_the_store_cannot_be_read() {
+    let place = Place::with_one().await;
+    place.server.always(|| Deed::error(400, "invalid_grant"));
+    place.store.fail("read", 1);
+    let outcome = place.due().await;
+    assert_eq!(reason(&outcome), Some(Reason::Store));
+    assert!(retry_in(&outcome).is_some());
+    place.clock.pass(10);
+    assert_eq!(reason(&place.due().await), Some(Reason::NeedsLogin));
+    place.clock.pass(86_400);
+    assert_eq!(place.due().await, Outcome::NotNeeded);
+    assert_eq!(place.server.count(), 2);
+}
+
+#[tokio::test]
 async fn a_client_without_a_login_is_misconfigured() {
     let place = Place::new(&["one"], Kind::ClientCredentials).await;
     place.server.next(Deed::error(400, "invalid_grant"));
