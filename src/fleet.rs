@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use chrono::TimeDelta;
@@ -147,7 +147,7 @@ impl Member {
     pub fn is_refreshing(&self) -> bool {
         self.flight
             .lock()
-            .expect("nothing panics while it holds this")
+            .unwrap_or_else(PoisonError::into_inner)
             .is_some()
     }
 }

@@ -356,7 +356,7 @@ impl Refresher {
         let spends = member.grant.spends_refresh_token();
         // No person can log in for a client; and a login that is wanted before anything
         // was sent is no answer of the server.
-        let (error, declared_dead) = match error {
+        let (mut error, mut declared_dead) = match error {
             GrantError::NeedsLogin { detail } if !spends => {
                 (GrantError::Misconfigured { detail }, false)
             }
@@ -365,12 +365,24 @@ impl Refresher {
                 (error, dead)
             }
         };
-        // Somebody may have refreshed it meanwhile, and killed ours by that.
-        if declared_dead
-            && let Ok(Some(record)) = self.store.read(&member.name).await
-            && record.version > current.version
-        {
-            return (self.adopt(member, record), Heard::Answer);
+        if declared_dead {
+            // Somebody may have refreshed it meanwhile, and killed ours by that.
+            match self.store.read(&member.name).await {
+                Ok(Some(record)) if record.version > current.version => {
+                    return (self.adopt(member, record), Heard::Answer);
+                }
+                Ok(_) => {}
+                // Who cannot look must not say that a person is needed.
+                Err(failed) => {
+                    events::StoreFailed {
+                        what: "second look at a dead grant",
+                        error: &failed,
+                    }
+                    .emit();
+                    error = GrantError::unsent(Reason::Store, "not_read_again");
+                    declared_dead = false;
+                }
+            }
         }
 
         let now = self.clock.now();

@@ -21,6 +21,8 @@ use perennial::{
         policy::{Rules, Why},
     },
     fleet::{Fleet, Member},
+    job::{Job, Run, Trigger},
+    jobs::token_refresh::{Settings, TokenRefresh},
     metrics::Metrics,
     name::Name,
     oauth::{
@@ -223,7 +225,8 @@ async fn a_lost_answer_is_replayed_once_a_second_later() {
 
 #[tokio::test]
 async fn no_answer_in_time_is_a_lost_answer() {
-    let place = Place::with_one().await;
+    let place = Place::new(&["one"], Kind::Impatient).await;
+    place.import("refresh-0").await.unwrap();
     let (_release, held) = Deed::Close.held();
     place.server.next(held);
     let outcome = place.due().await;
@@ -350,6 +353,21 @@ async fn the_store_is_read_before_a_grant_is_believed_dead() {
     assert_eq!(place.state(), State::Fresh);
     let dead = Secret::new("refresh-0").fingerprint();
     assert!(!place.store.is_buried(name, dead).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_grant_is_not_believed_dead_while_the_store_cannot_be_read() {
+    let place = Place::with_one().await;
+    place.server.always(|| Deed::error(400, "invalid_grant"));
+    place.store.fail("read", 1);
+    let outcome = place.due().await;
+    assert_eq!(reason(&outcome), Some(Reason::Store));
+    assert!(retry_in(&outcome).is_some());
+    place.clock.pass(10);
+    assert_eq!(reason(&place.due().await), Some(Reason::NeedsLogin));
+    place.clock.pass(86_400);
+    assert_eq!(place.due().await, Outcome::NotNeeded);
+    assert_eq!(place.server.count(), 2);
 }
 
 #[tokio::test]
@@ -529,6 +547,90 @@ async fn a_stop_lets_an_exchange_end_and_its_tokens_be_saved() {
     assert_eq!(place.refresh(Cause::Forced).await, Outcome::Stopped);
 }
 
+// The job that looks when what is due
+
+#[tokio::test]
+async fn the_job_wakes_for_an_import_and_then_sleeps() {
+    let place = Place::new(&["one"], Kind::RefreshToken).await;
+    let job = place.job();
+    // A credential that never had a token: nothing to send, and nothing to wake for again.
+    let soon = Duration::from_secs(10);
+    tokio::time::timeout(soon, job.wake()).await.unwrap();
+    job.run(&due_run()).await.unwrap_err();
+    let wake = tokio::time::timeout(Duration::from_millis(50), job.wake());
+    assert!(wake.await.is_err(), "needs_login wakes nobody");
+
+    place.import("refresh-0").await.unwrap();
+    tokio::time::timeout(soon, job.wake()).await.unwrap();
+    job.run(&due_run()).await.unwrap();
+    assert_eq!(place.version(), 2);
+    let wake = tokio::time::timeout(Duration::from_millis(50), job.wake());
+    assert!(wake.await.is_err(), "a fresh token wakes nobody");
+}
+
+#[tokio::test]
+async fn the_job_wakes_for_a_replay() {
+    let place = Place::with_one().await;
+    let job = place.job();
+    place.server.next(Deed::Close);
+    job.wake().await;
+    job.run(&due_run()).await.unwrap_err();
+    let soon = Duration::from_secs(10);
+    tokio::time::timeout(soon, job.wake()).await.unwrap();
+    job.run(&due_run()).await.unwrap();
+    assert_eq!(place.server.spent(), ["refresh-0", "refresh-0"]);
+    assert_eq!(place.version(), 2);
+}
+
+#[tokio::test]
+async fn no_wake_is_missed_among_many_changes() {
+    let names: Vec<String> = (0..100)
+        .map(|number| format!("credential-{number}"))
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let place = Place::new(&names, Kind::RefreshToken).await;
+    let job = Arc::new(place.job());
+    let looks = tokio::spawn(async move {
+        loop {
+            job.wake().await;
+            let job = job.clone();
+            tokio::spawn(async move { job.run(&due_run()).await });
+        }
+    });
+    join_all(names.iter().map(|name| place.import_to(name, "refresh-0"))).await;
+    let all = || {
+        place
+            .refresher
+            .fleet
+            .iter()
+            .all(|member| member.view().credential.version >= 2)
+    };
+    place.eventually("each is refreshed", all).await;
+    looks.abort();
+    assert_eq!(place.server.count(), names.len());
+}
+
+#[tokio::test]
+async fn a_manual_run_is_no_storm() {
+    let place = open_breaker().await;
+    let manual = Run {
+        trigger: Trigger::Manual,
+        ..due_run()
+    };
+    place.job().run(&manual).await.unwrap();
+    assert_eq!(place.server.count(), 5);
+}
+
+fn due_run() -> Run {
+    Run {
+        job: "token-refresh".parse().unwrap(),
+        trigger: Trigger::Due,
+        scheduled_at: DateTime::from_timestamp(1_763_900_000, 0).unwrap(),
+        attempt: 0,
+        cancel: CancellationToken::new(),
+    }
+}
+
 // Days on end: how much is asked of a provider
 
 /// Goes from one due refresh to the next until so many hours are over.
@@ -604,13 +706,15 @@ const HISTORY: History = History {
     runs: 10,
     failed_runs: 10,
 };
-const TIMEOUT: Duration = Duration::from_secs(2);
 const IN_FLIGHT: usize = 3;
 
 #[derive(Clone, Copy)]
 enum Kind {
     RefreshToken,
+    /// A refresh token too, at a provider that gets little time to answer.
+    Impatient,
     ClientCredentials,
+    /// A grant whose first request panics.
     Panics,
 }
 
@@ -662,6 +766,11 @@ impl Place {
             origin: Instant::now(),
             ahead: Mutex::default(),
         });
+        // A busy machine needs seconds for what is otherwise done at once.
+        let timeout = match kind {
+            Kind::Impatient => Duration::from_millis(500),
+            _ => Duration::from_secs(30),
+        };
         let endpoint = TokenEndpoint {
             location: Location::Given(url),
             client: Client {
@@ -672,10 +781,10 @@ impl Place {
             params: BTreeMap::new(),
             needs_login_errors: Vec::new(),
             default_expires_in: None,
-            http: oauth::http_client(TIMEOUT).unwrap(),
+            http: oauth::http_client(timeout).unwrap(),
             clock: clock.clone(),
         };
-        let provider = Provider::new("acme".parse().unwrap(), endpoint, TIMEOUT, IN_FLIGHT);
+        let provider = Provider::new("acme".parse().unwrap(), endpoint, timeout, IN_FLIGHT);
         let provider = Arc::new(provider);
         let mut records: BTreeMap<Name, Record> = store
             .load()
@@ -700,7 +809,7 @@ impl Place {
                 });
             let scopes = Vec::new();
             let grant: Box<dyn Grant> = match kind {
-                Kind::RefreshToken => Box::new(RefreshToken { scopes }),
+                Kind::RefreshToken | Kind::Impatient => Box::new(RefreshToken { scopes }),
                 Kind::ClientCredentials => Box::new(ClientCredentials { scopes }),
                 Kind::Panics => Box::new(PanicsFirst::default()),
             };
@@ -810,6 +919,13 @@ impl Place {
         }
     }
 
+    fn job(&self) -> TokenRefresh {
+        let settings = Settings {
+            credentials: vec!["*".into()],
+        };
+        TokenRefresh::new(&settings, self.refresher.clone())
+    }
+
     async fn requests(&self, count: usize) {
         self.eventually("the requests have come", || self.server.count() == count)
             .await;
@@ -874,7 +990,7 @@ impl Clock for Hands {
     }
 }
 
-/// A grant whose first request panics.
+/// See [`Kind::Panics`].
 #[derive(Default)]
 struct PanicsFirst {
     has: AtomicBool,
