@@ -25,6 +25,25 @@ pub struct TokenSet {
     pub details: TokenDetails,
 }
 
+impl TokenSet {
+    /// A refresh token from elsewhere, with no access token yet.
+    pub fn imported(token: Secret, now: Moment) -> Self {
+        Self {
+            access_token: Secret::new(""),
+            refresh_token: Some(token),
+            details: TokenDetails {
+                issued_at: now.wall,
+                lifetime: Duration::ZERO,
+                lifetime_source: LifetimeSource::Imported,
+                token_type: "Bearer".into(),
+                scope: None,
+                refresh_in: None,
+                refresh_token_expires_at: None,
+            },
+        }
+    }
+}
+
 /// Everything about a [`TokenSet`] that is not secret.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenDetails {

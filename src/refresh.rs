@@ -3,23 +3,27 @@
 //!
 //! Two promises are kept here and nowhere else. A refresh token is sent by one task at a
 //! time, whoever asks for the refresh. And once it is sent, nothing but the end of the
-//! process stops this path before the answer is durable: it runs in a task of its own,
-//! callers only wait for it, and a stop lets it finish.
+//! process stops this path before the answer is durable: it runs in a task of its own
+//! (`refresh/flight.rs`), callers only wait for it, and a stop lets it finish.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+mod flight;
+mod import;
+
+use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, field};
+use tracing::Instrument;
 
+pub use self::{
+    flight::{Cause, Flight, Outcome},
+    import::ImportError,
+};
 use crate::{
-    clock::{Clock, Moment, Since, Timestamp},
+    clock::{Clock, Since},
     credential::{
-        Credential, LifetimeSource, Reason, TokenDetails, TokenSet, Trouble,
+        Credential, Reason, TokenSet, Trouble,
         policy::{self, delta},
     },
     events,
@@ -32,65 +36,11 @@ use crate::{
     telemetry::{self, Origin},
 };
 
-/// A refresh under way: whoever holds this hears how it ended.
-pub type Flight = watch::Receiver<Option<Outcome>>;
-
-/// Why somebody wants a refresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The policy says that it is time.
-    Due,
-    /// A schedule fired; it may bring a refresh forward.
-    Scheduled(Timestamp),
-    /// A person wants it now.
-    Forced,
-}
-
-/// How a wish for a refresh ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// New tokens are durable under this version.
-    Refreshed(u64),
-    /// Somebody else had saved newer tokens, which are used now.
-    Adopted(u64),
-    /// It was not wanted any more: another refresh had come first.
-    NotNeeded,
-    /// Nothing was sent: the provider is left alone, or another process is at it.
-    Postponed(TimeDelta),
-    /// The attempt failed.
-    Failed {
-        /// Why.
-        reason: Reason,
-        /// A code or a status.
-        detail: String,
-        /// When it is tried again; `None` when a person must act first.
-        retry_in: Option<Duration>,
-    },
-    /// The service is stopping; nothing was sent.
-    Stopped,
-}
-
-/// Why an import was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// The store failed; nothing was changed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The token is known to be dead.
-    #[error("{0} has declared this refresh token dead; log in again to get a new one")]
-    Buried(crate::name::Name),
-    /// The grant has no use for one.
-    #[error("{0} gets its tokens without a refresh token")]
-    NotUsed(crate::name::Name),
-}
-
 /// After a new answer became doubtful, the same refresh token is sent again this soon:
 /// servers that accept a replay do so for 30 s or more.
 const REPLAY_AFTER: TimeDelta = TimeDelta::seconds(1);
 /// The lease outlives the request by this much, for the save that follows it.
 const LEASE_MARGIN: Duration = Duration::from_secs(30);
-/// A refresh that panicked is not repeated at once.
-const AFTER_PANIC: TimeDelta = TimeDelta::seconds(60);
 
 /// Refreshes members of a fleet.
 pub struct Refresher {
@@ -111,49 +61,6 @@ pub struct Refresher {
 }
 
 impl Refresher {
-    /// Refreshes one member, or joins the refresh of it that is under way. The refresh
-    /// goes on when the caller stops waiting.
-    pub async fn refresh(self: &Arc<Self>, member: &Arc<Member>, cause: Cause) -> Outcome {
-        let Some(mut flight) = self.board(member, cause) else {
-            return Outcome::NotNeeded;
-        };
-        match flight.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().expect("waited for"),
-            // The task is gone without a word: it panicked, and the hook has logged it.
-            Err(_) => Outcome::Postponed(AFTER_PANIC),
-        }
-    }
-
-    fn board(self: &Arc<Self>, member: &Arc<Member>, cause: Cause) -> Option<Flight> {
-        let mut flight = member.flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = &*flight {
-            return Some(flight.clone());
-        }
-        if !is_wanted(member, cause, self.clock.now()) {
-            return None;
-        }
-        let (landed, boarded) = watch::channel(None);
-        *flight = Some(boarded.clone());
-        let (refresher, member) = (self.clone(), member.clone());
-        let span = tracing::info_span!(
-            "refresh",
-            credential = %member.name,
-            provider = %member.provider.name,
-            outcome = field::Empty,
-        );
-        let task = async move {
-            let landing = Landing {
-                refresher: &refresher,
-                member: &member,
-            };
-            let outcome = refresher.admit(&member, cause).await;
-            drop(landing);
-            let _ = landed.send(Some(outcome));
-        };
-        self.tasks.spawn(task.instrument(span));
-        Some(boarded)
-    }
-
     /// Waits for a place at the provider, unless it is left alone or the service stops.
     async fn admit(&self, member: &Arc<Member>, cause: Cause) -> Outcome {
         let _slot = tokio::select! {
@@ -517,56 +424,6 @@ impl Refresher {
         Outcome::Postponed(wait)
     }
 
-    /// Puts a refresh token from elsewhere in the place of what there is. Durable when it
-    /// returns; the first refresh follows by itself. Goes on when the caller stops waiting:
-    /// what is in the store must not stay unknown here.
-    pub async fn import(
-        self: &Arc<Self>,
-        member: &Arc<Member>,
-        token: Secret,
-    ) -> Result<u64, ImportError> {
-        let (refresher, member) = (self.clone(), member.clone());
-        let task = async move { refresher.import_to_end(&member, token).await };
-        let ended = self.tasks.spawn(task.in_current_span()).await;
-        ended.expect("it does not panic, and nobody aborts it")
-    }
-
-    async fn import_to_end(&self, member: &Arc<Member>, token: Secret) -> Result<u64, ImportError> {
-        if !member.grant.spends_refresh_token() {
-            return Err(ImportError::NotUsed(member.name.clone()));
-        }
-        if self
-            .store
-            .is_buried(&member.name, token.fingerprint())
-            .await?
-        {
-            return Err(ImportError::Buried(member.provider.name.clone()));
-        }
-        let now = self.clock.now();
-        let tokens = TokenSet::imported(token, now);
-        loop {
-            let expected = self
-                .store
-                .read(&member.name)
-                .await?
-                .map_or(0, |record| record.version);
-            if let Saved::Version(version) =
-                self.store.save(&member.name, expected, &tokens).await?
-            {
-                {
-                    let mut view = member.view();
-                    // A refresh may have found it in the store, and used it, already.
-                    if view.credential.version < version {
-                        view.credential = Credential::renewed(version, tokens, now);
-                    }
-                    view.patience = None;
-                }
-                self.fleet.announce(member);
-                return Ok(version);
-            }
-        }
-    }
-
     /// Measures an operation of the store, and puts it into the trace.
     async fn timed<T>(
         &self,
@@ -588,66 +445,8 @@ impl Refresher {
     }
 }
 
-impl TokenSet {
-    /// A refresh token from elsewhere, with no access token yet.
-    pub fn imported(token: Secret, now: Moment) -> Self {
-        Self {
-            access_token: Secret::new(""),
-            refresh_token: Some(token),
-            details: TokenDetails {
-                issued_at: now.wall,
-                lifetime: Duration::ZERO,
-                lifetime_source: LifetimeSource::Imported,
-                token_type: "Bearer".into(),
-                scope: None,
-                refresh_in: None,
-                refresh_token_expires_at: None,
-            },
-        }
-    }
-}
-
 /// Does the store have tokens that are not from before a refresh, and that it did not spend?
 fn is_newer(record: &Record, before: &Credential) -> bool {
     let refresh_token = record.tokens.as_ref().map(|set| set.refresh_token.as_ref());
     record.version > before.version && refresh_token.flatten() != before.refresh_token()
-}
-
-/// Is a refresh still wanted? Asked with the flight's lock held, so that of two wishes for
-/// the same thing the second finds the first one's result.
-fn is_wanted(member: &Member, cause: Cause, now: Moment) -> bool {
-    match cause {
-        Cause::Scheduled(_) if !member.can_refresh() => false,
-        Cause::Forced => true,
-        Cause::Due => member.next(now).wait.is_some_and(|wait| wait.is_zero()),
-        Cause::Scheduled(at) => {
-            let credential = &member.view().credential;
-            let came_first = credential
-                .live_tokens()
-                .is_some_and(|(_, since)| since.wall >= at);
-            !came_first && credential.may_be_forced(&member.rules, now)
-        }
-    }
-}
-
-/// Clears the way for the next refresh, however this one ended.
-struct Landing<'a> {
-    refresher: &'a Refresher,
-    member: &'a Arc<Member>,
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let since = Since::at(self.refresher.clock.now());
-            let mut view = self.member.view();
-            view.patience = Some((since, AFTER_PANIC));
-        }
-        *self
-            .member
-            .flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
-        self.refresher.fleet.announce(self.member);
-    }
 }
