@@ -30,20 +30,15 @@ impl Change for Checkout {
     type Output = CheckedOut;
 
     async fn apply(&self, connection: &mut SqliteConnection) -> Result<CheckedOut, sqlx::Error> {
-        sqlx::query("INSERT INTO credentials (name) VALUES (?) ON CONFLICT DO NOTHING")
-            .bind(self.name.as_str())
-            .execute(&mut *connection)
-            .await?;
-        let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS}, lease_owner, lease_until,
-                    EXISTS (SELECT 1 FROM buried WHERE buried.name = credentials.name
-                            AND buried.fingerprint = credentials.fingerprint) AS buried
-             FROM credentials WHERE name = ?"
-        ));
-        let before = sqlx::query(sql)
-            .bind(self.name.as_str())
-            .fetch_one(&mut *connection)
-            .await?;
+        let before = match self.look(connection).await? {
+            Some(before) => before,
+            None => {
+                create(&self.name, connection).await?;
+                self.look(connection)
+                    .await?
+                    .ok_or(sqlx::Error::RowNotFound)?
+            }
+        };
         let now = self.lease.taken_at.timestamp_millis();
         let owner: Option<String> = before.try_get("lease_owner")?;
         let until: Option<i64> = before.try_get("lease_until")?;
@@ -72,6 +67,33 @@ impl Change for Checkout {
     }
 }
 
+impl Checkout {
+    async fn look(
+        &self,
+        connection: &mut SqliteConnection,
+    ) -> Result<Option<SqliteRow>, sqlx::Error> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS}, lease_owner, lease_until,
+                    EXISTS (SELECT 1 FROM buried WHERE buried.name = credentials.name
+                            AND buried.fingerprint = credentials.fingerprint) AS buried
+             FROM credentials WHERE name = ?"
+        ));
+        sqlx::query(sql)
+            .bind(self.name.as_str())
+            .fetch_optional(connection)
+            .await
+    }
+}
+
+/// A row for a credential that has none yet.
+async fn create(name: &Name, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("INSERT INTO credentials (name) VALUES (?) ON CONFLICT DO NOTHING")
+        .bind(name.as_str())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 pub(super) struct Save {
     pub name: Name,
     pub expected: u64,
@@ -89,10 +111,7 @@ impl Change for Save {
     async fn apply(&self, connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
         // The row exists but for an import into an empty store.
         if self.expected == 0 {
-            sqlx::query("INSERT INTO credentials (name) VALUES (?) ON CONFLICT DO NOTHING")
-                .bind(self.name.as_str())
-                .execute(&mut *connection)
-                .await?;
+            create(&self.name, connection).await?;
         }
         let done = sqlx::query(
             "UPDATE credentials SET version = version + 1, key_id = ?, sealed = ?, details = ?,
