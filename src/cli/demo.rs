@@ -12,6 +12,7 @@ use crate::{
     app::App,
     config::{self, Config, Input},
     demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
+    http::listener::BindError,
     plugins,
 };
 
@@ -40,7 +41,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             .import(&member, server.new_grant("demo"))
             .await?;
     }
-    let running = app.start(&config).await?;
+    let running = app.start(&config).await.map_err(|error| {
+        let taken = error.is::<BindError>();
+        let hint = "for example: perennial demo --listen 127.0.0.1:0";
+        if taken {
+            anyhow!("{error:#}, {hint}")
+        } else {
+            error
+        }
+    })?;
     let address = running.address;
     super::print(&format!(
         "\nThree credentials are kept alive against a small authorization server on this machine.\n\
