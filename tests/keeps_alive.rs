@@ -6,6 +6,7 @@ use std::{
     fmt::Write,
     fs,
     path::Path,
+    sync::mpsc::Sender,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,14 +18,14 @@ use perennial::{
         sqlite::{History, SqliteStore},
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
     authorization_server::{AuthorizationServer, CLIENT_SECRET, Event, Options},
+    fake_server::{Deed, FakeServer},
     http,
     perennial::{Perennial, Service},
     process::{Finished, Process, Signal},
-    slow_server::SlowServer,
     wait,
 };
 
@@ -239,7 +240,7 @@ fn wait_for_a_quiet_moment(service: &mut Service, server: &AuthorizationServer, 
 /// is sent again, once, although the access token would live for another hour.
 #[test]
 fn a_killed_process_replays_the_refresh_token_once() {
-    let slow = Slow::in_flight(FOR_EVER, "25s");
+    let slow = Slow::in_flight("25s");
     slow.service.kill();
     expect_one_replay(&slow.perennial, &slow.server);
 }
@@ -309,24 +310,25 @@ fn a_kill_at_any_moment_loses_no_more_than_was_in_flight() {
 /// process ends well.
 #[test]
 fn a_stop_waits_for_the_refresh_under_way() {
-    let mut slow = Slow::in_flight(Duration::from_secs(2), "25s");
+    let mut slow = Slow::in_flight("25s");
     assert_eq!(slow.service.get("/readyz").status, 200);
     let asked = Instant::now();
     slow.service.process().signal(Signal::TERM);
     wait_until_not_ready(&slow.service);
     assert_eq!(slow.service.get("/healthz").status, 200);
+    drop(slow.release);
     let finished = slow.service.finish();
     assert_eq!(finished.code(), Some(0), "{finished:?}");
     assert!(asked.elapsed() < Duration::from_secs(10));
     let told = slow.refresh.wait_for_exit(PATIENCE);
     assert_eq!(told.stdout, "patient: refreshed, now version 3\n");
     expect_saved(&slow.perennial, "first++");
-    assert_eq!(slow.server.sent(), ["first", "first+"]);
+    assert_eq!(slow.server.spent(), ["first", "first+"]);
 }
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let mut slow = Slow::in_flight(FOR_EVER, "25s");
+    let mut slow = Slow::in_flight("25s");
     slow.service.process().signal(Signal::TERM);
     wait_until_not_ready(&slow.service);
     let asked = Instant::now();
@@ -340,7 +342,7 @@ fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn a_deadline_shorter_than_the_answer_ends_it_and_the_next_start_replays() {
-    let slow = Slow::in_flight(FOR_EVER, "1s");
+    let slow = Slow::in_flight("1s");
     let asked = Instant::now();
     let finished = slow.service.stop();
     assert_eq!(finished.code(), Some(130), "{finished:?}");
@@ -350,12 +352,11 @@ fn a_deadline_shorter_than_the_answer_ends_it_and_the_next_start_replays() {
     expect_one_replay(&slow.perennial, &slow.server);
 }
 
-/// Longer than any of these tests lasts.
-const FOR_EVER: Duration = Duration::from_secs(100);
-
 /// A credential with a token that lives for an hour, and a second refresh of it under way.
 struct Slow {
-    server: SlowServer,
+    server: FakeServer,
+    /// The answer to it comes when this is dropped.
+    release: Sender<()>,
     perennial: Perennial,
     service: Service,
     /// The command that asked for the refresh, and waits for it.
@@ -363,16 +364,18 @@ struct Slow {
 }
 
 impl Slow {
-    fn in_flight(answer_after: Duration, shutdown_timeout: &str) -> Self {
-        let server = SlowServer::start(Duration::ZERO);
+    fn in_flight(shutdown_timeout: &str) -> Self {
+        let server = lenient_server();
         let perennial = patient(&server, shutdown_timeout);
         let service = perennial.serve();
         wait_for_version(&service, 2);
-        server.answer_after(answer_after);
+        let (release, held) = successor_of("first+").held();
+        server.next(held);
         let refresh = perennial.start(&["refresh", "patient"]);
         server.wait_for_requests(2);
         Self {
             server,
+            release,
             perennial,
             service,
             refresh,
@@ -380,8 +383,28 @@ impl Slow {
     }
 }
 
-/// One credential at a slow server, with the refresh token "first".
-fn patient(server: &SlowServer, shutdown_timeout: &str) -> Perennial {
+/// A server that accepts a replay: a refresh token that was spent already gets the same successor
+/// again, as servers with a grace window do it.
+fn lenient_server() -> FakeServer {
+    let server = FakeServer::start();
+    server.always(|request| successor_of(&request.refresh_token()));
+    server
+}
+
+fn successor_of(refresh_token: &str) -> Deed {
+    Deed::json(
+        200,
+        json!({
+            "access_token": "an-access-token",
+            "token_type": "Bearer",
+            "expires_in": 3600,
+            "refresh_token": format!("{refresh_token}+"),
+        }),
+    )
+}
+
+/// One credential at a lenient server, with the refresh token "first".
+fn patient(server: &FakeServer, shutdown_timeout: &str) -> Perennial {
     let config = format!(
         r#"{SERVER}
         shutdown_timeout = "{shutdown_timeout}"
@@ -393,7 +416,7 @@ fn patient(server: &SlowServer, shutdown_timeout: &str) -> Perennial {
         provider = "slow"
         refresh_token_file = "token"
         "#,
-        server.token_url()
+        server.url("/token")
     );
     let perennial = Perennial::with_config(&config);
     perennial.write("token", "first\n");
@@ -419,8 +442,7 @@ fn wait_until_not_ready(service: &Service) {
 
 /// After an end without an answer to "first+": it is sent once more, its answer is saved, and
 /// nothing else is ever sent.
-fn expect_one_replay(perennial: &Perennial, server: &SlowServer) {
-    server.answer_after(Duration::ZERO);
+fn expect_one_replay(perennial: &Perennial, server: &FakeServer) {
     let record = stored(perennial.folder()).remove("patient").expect("it is");
     assert!(record.standing.doubtful, "the intent is still open");
     let service = perennial.serve();
@@ -431,7 +453,7 @@ fn expect_one_replay(perennial: &Perennial, server: &SlowServer) {
     let service = perennial.serve();
     wait_for_version(&service, 3);
     assert_eq!(service.stop().code(), Some(0));
-    assert_eq!(server.sent(), ["first", "first+", "first+"]);
+    assert_eq!(server.spent(), ["first", "first+", "first+"]);
 }
 
 fn expect_saved(perennial: &Perennial, refresh_token: &str) {
@@ -597,7 +619,7 @@ fn the_second_of_two_processes_on_one_store_ends_with_69() {
 
 #[test]
 fn a_wrong_key_ends_with_69_and_changes_nothing() {
-    let server = SlowServer::start(Duration::ZERO);
+    let server = lenient_server();
     let mut perennial = patient(&server, "25s");
     let service = perennial.serve();
     wait_for_version(&service, 2);
@@ -632,7 +654,7 @@ fn a_wrong_key_ends_with_69_and_changes_nothing() {
         }
     }
     expect_saved(&perennial, "first+");
-    assert_eq!(server.sent(), ["first"]);
+    assert_eq!(server.spent(), ["first"]);
 }
 
 /// One request tells that a grant is dead; from then on it is left alone, whatever the schedule

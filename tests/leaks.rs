@@ -4,17 +4,16 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
+use crate::support::fake_server::{At, Deed, FakeServer, Request};
 use crate::support::otlp::OtlpReceiver;
 use crate::support::perennial::{Perennial, Service};
 use crate::support::process::Finished;
-use crate::support::token_endpoint::{Answer, Request, TokenEndpoint};
 use crate::support::wait;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -82,7 +81,7 @@ fn secret(what: &str) -> String {
 }
 
 /// A good answer. Each has tokens of its own.
-fn tokens(number: usize) -> Answer {
+fn tokens(number: usize) -> Deed {
     let claims = URL_SAFE_NO_PAD
         .encode(json!({ "exp": 4_000_000_000_u64, "sub": secret("sub") }).to_string());
     let body = json!({
@@ -92,11 +91,11 @@ fn tokens(number: usize) -> Answer {
         "token_type": "Bearer",
         "expires_in": 3600,
     });
-    Answer::json(200, &body)
+    Deed::json(200, body)
 }
 
 /// Every way to fail that we know of, with a secret wherever one fits.
-fn fail(path: &str) -> Option<Answer> {
+fn fail(path: &str) -> Deed {
     let described = |status, code: &str| {
         let body = json!({
             "error": code,
@@ -104,47 +103,34 @@ fn fail(path: &str) -> Option<Answer> {
             "error_uri": format!("https://{}.example/", MARK),
             "refresh_token": secret("in-an-error"),
         });
-        Answer::json(status, &body)
+        Deed::json(status, body)
     };
-    Some(match path {
+    match path {
         "needs-login" => described(400, "invalid_grant"),
         "misconfigured" => described(401, "invalid_client"),
         "server-error" => described(503, "server_error"),
         "weird-code" => described(400, &format!("\n\u{1b}[31m<script>{MARK}</script>")),
         "long-code" => described(400, &format!("{}{MARK}", "x".repeat(64))),
-        "html" => Answer::text(500, "text/html", format!("<html>{MARK}</html>")),
-        "html-200" => Answer::text(200, "text/html", format!("<html>{MARK}</html>")),
-        "no-access-token" => Answer::json(200, &json!({ "refresh_token": secret("orphan") })),
-        "wrong-types" => Answer::json(200, &json!({ "access_token": [secret("list")] })),
-        "not-json" => Answer::text(
-            200,
-            "application/json",
-            format!("{{\"access_token\":\"{MARK}"),
-        ),
-        "torn" => Answer {
-            torn_after: Some(60),
-            ..Answer::json(
-                200,
-                &json!({ "access_token": secret("torn"), "x": "y".repeat(100) }),
-            )
-        },
-        "redirect" => Answer {
-            headers: vec![("Location", format!("/elsewhere?token={MARK}"))],
-            ..Answer::text(307, "text/plain", "")
-        },
-        "headers" => Answer {
-            headers: vec![
-                ("Retry-After", secret("retry")),
-                ("WWW-Authenticate", format!("Bearer error=\"{MARK}\"")),
-                ("Set-Cookie", format!("session={MARK}")),
-            ],
-            ..Answer::text(429, "text/plain", MARK)
-        },
-        _ => return None,
-    })
+        "html" => Deed::text(500, "text/html", &format!("<html>{MARK}</html>")),
+        "html-200" => Deed::text(200, "text/html", &format!("<html>{MARK}</html>")),
+        "no-access-token" => Deed::json(200, json!({ "refresh_token": secret("orphan") })),
+        "wrong-types" => Deed::json(200, json!({ "access_token": [secret("list")] })),
+        "not-json" => Deed::json(200, format!("{{\"access_token\":\"{MARK}")),
+        "torn" => {
+            let body = json!({ "access_token": secret("torn"), "x": "y".repeat(100) });
+            Deed::json(200, body).ending(At::Body(60))
+        }
+        "redirect" => Deed::text(307, "text/plain", "")
+            .with_header("location", format!("/elsewhere?token={MARK}")),
+        "headers" => Deed::text(429, "text/plain", MARK)
+            .with_header("retry-after", secret("retry"))
+            .with_header("www-authenticate", format!("Bearer error=\"{MARK}\""))
+            .with_header("set-cookie", format!("session={MARK}")),
+        _ => Deed::close(),
+    }
 }
 
-/// The names of [`fail`], and `hang-up`, which it does not know.
+/// The names of [`fail`], and `hang-up`, one of the many that it hangs up on.
 const FAILURES: [&str; 14] = [
     "needs-login",
     "misconfigured",
@@ -162,9 +148,9 @@ const FAILURES: [&str; 14] = [
     "hang-up",
 ];
 
-fn endpoint() -> TokenEndpoint {
-    let number = AtomicUsize::new(0);
-    TokenEndpoint::start(move |request: &Request| {
+fn endpoint() -> FakeServer {
+    let endpoint = FakeServer::start();
+    endpoint.always(|request: &Request| {
         let path = request.path.trim_start_matches('/');
         let path = path.split_once('?').map_or(path, |(path, _)| path);
         if path.contains(".well-known") {
@@ -173,17 +159,18 @@ fn endpoint() -> TokenEndpoint {
                 "issuer": format!("http://{host}/issuer"),
                 "token_endpoint": format!("http://user:{MARK}@login.example/token?key={MARK}"),
             });
-            return Some(Answer::json(200, &metadata));
+            return Deed::json(200, metadata);
         }
         match path {
-            "good" => Some(tokens(number.fetch_add(1, Ordering::Relaxed))),
+            "good" => tokens(request.number),
             _ => fail(path),
         }
-    })
+    });
+    endpoint
 }
 
 /// One credential for each way to succeed or fail, all with secrets of their own.
-fn perennial(endpoint: &TokenEndpoint) -> Perennial {
+fn perennial(endpoint: &FakeServer) -> Perennial {
     let mut config = r#"
         [server]
         listen = "127.0.0.1:0"

@@ -4,19 +4,18 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perennial::credential::{Reason, State};
 use serde_json::{Value, json};
 
 use crate::support::authorization_server::{AuthorizationServer, CLIENT_SECRET, Options};
+use crate::support::fake_server::{Deed, FakeServer};
 use crate::support::http;
 use crate::support::otlp::{OtlpReceiver, Span};
 use crate::support::perennial::{Perennial, Service};
 use crate::support::process::Stream;
 use crate::support::prometheus::{self, Prometheus};
-use crate::support::token_endpoint::{Answer, TokenEndpoint};
 use crate::support::wait;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -63,7 +62,7 @@ const METRICS: [&str; 37] = [
 ];
 
 /// A token set that lives for an hour, with a known end of the refresh token.
-fn tokens() -> Answer {
+fn tokens() -> Deed {
     let answer = json!({
         "access_token": "an-access-token",
         "refresh_token": "the-next-refresh-token",
@@ -71,11 +70,11 @@ fn tokens() -> Answer {
         "expires_in": 3600,
         "refresh_token_expires_in": 86_400,
     });
-    Answer::json(200, &answer)
+    Deed::json(200, answer)
 }
 
 /// The credentials `good`, with a sink, and `refused`, whose client the endpoint does not know.
-fn config(endpoint: &TokenEndpoint) -> String {
+fn config(endpoint: &FakeServer) -> String {
     format!(
         r#"
         [server]
@@ -104,16 +103,16 @@ fn config(endpoint: &TokenEndpoint) -> String {
     )
 }
 
-fn scripted() -> TokenEndpoint {
-    TokenEndpoint::start(|request| {
-        Some(match request.path.as_str() {
-            "/good" => tokens(),
-            _ => Answer::json(401, &json!({ "error": "invalid_client" })),
-        })
-    })
+fn scripted() -> FakeServer {
+    let endpoint = FakeServer::start();
+    endpoint.always(|request| match request.path.as_str() {
+        "/good" => tokens(),
+        _ => Deed::error(401, "invalid_client"),
+    });
+    endpoint
 }
 
-fn perennial(endpoint: &TokenEndpoint) -> Perennial {
+fn perennial(endpoint: &FakeServer) -> Perennial {
     let perennial = Perennial::with_config(&config(endpoint));
     perennial.write("good.refresh", "the-first-refresh-token\n");
     perennial.write("refused.refresh", "another-refresh-token\n");
@@ -301,15 +300,12 @@ fn every_documented_metric_exists_and_promtool_has_no_complaint() {
 
 #[test]
 fn counters_exist_at_zero_before_anything_happened() {
-    // The endpoint answers when the test lets go of this.
-    let gate = Arc::new(Mutex::new(()));
-    let closed = gate.lock().expect("nobody panics");
-    let endpoint = TokenEndpoint::start({
-        let gate = Arc::clone(&gate);
-        move |_| {
-            drop(gate.lock());
-            Some(tokens())
-        }
+    // Each of the two credentials gets its answer when the test lets go of its sender.
+    let endpoint = FakeServer::start();
+    let held: [_; 2] = std::array::from_fn(|_| {
+        let (release, held) = tokens().held();
+        endpoint.next(held);
+        release
     });
     let perennial = perennial(&endpoint);
     let service = perennial.serve();
@@ -364,7 +360,7 @@ fn counters_exist_at_zero_before_anything_happened() {
     });
     assert_eq!(states.sum::<f64>(), 1.0, "one state at a time");
 
-    drop(closed);
+    drop(held);
     let success = r#"refresh_success_total{credential="good",provider="scripted"}"#;
     wait_for(&service, success, |count| count == 1.0);
 }
@@ -410,11 +406,10 @@ fn metrics_are_compressed_only_when_asked() {
 
 #[test]
 fn people_and_probes_see_how_it_stands() {
-    let endpoint = TokenEndpoint::start(|request| {
-        Some(match request.path.as_str() {
-            "/good" => tokens(),
-            _ => Answer::json(400, &json!({ "error": "<script>alert(1)</script>&" })),
-        })
+    let endpoint = FakeServer::start();
+    endpoint.always(|request| match request.path.as_str() {
+        "/good" => tokens(),
+        _ => Deed::error(400, "<script>alert(1)</script>&"),
     });
     let perennial = perennial(&endpoint);
     let service = perennial.serve();

@@ -43,7 +43,7 @@ use perennial::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::scripted_server::{Deed, ScriptedServer};
+use crate::support::fake_server::{At, Deed, FakeServer};
 
 // One refresh at a time
 
@@ -157,7 +157,7 @@ async fn an_import_during_a_refresh_wins() {
 #[tokio::test]
 async fn an_import_during_a_refresh_that_fails_is_used_at_once() {
     for answer in [
-        Deed::Close,
+        Deed::close(),
         Deed::error(401, "invalid_client"),
         Deed::error(400, "invalid_grant"),
     ] {
@@ -207,7 +207,11 @@ async fn an_import_whose_caller_goes_away_is_known_all_the_same() {
 
 #[tokio::test]
 async fn a_lost_answer_is_replayed_once_a_second_later() {
-    for lost in [Deed::Close, Deed::Tear, Deed::json(502, "")] {
+    for lost in [
+        Deed::close(),
+        Deed::tokens(1).ending(At::Body(20)),
+        Deed::json(502, ""),
+    ] {
         let place = Place::with_one().await;
         place.server.next(lost);
         assert_eq!(retry_in(&place.due().await), Some(Duration::from_secs(1)));
@@ -227,7 +231,7 @@ async fn a_lost_answer_is_replayed_once_a_second_later() {
 async fn no_answer_in_time_is_a_lost_answer() {
     let place = Place::new(&["one"], Kind::Impatient).await;
     place.import("refresh-0").await.unwrap();
-    let (_release, held) = Deed::Close.held();
+    let (_release, held) = Deed::close().held();
     place.server.next(held);
     let outcome = place.due().await;
     assert_eq!(reason(&outcome), Some(Reason::Timeout));
@@ -237,7 +241,7 @@ async fn no_answer_in_time_is_a_lost_answer() {
 #[tokio::test]
 async fn only_the_first_lost_answer_is_replayed_in_a_hurry() {
     let place = Place::with_one().await;
-    place.server.always(|| Deed::Close);
+    place.server.always(|_| Deed::close());
     let mut waits = Vec::new();
     for _ in 0..4 {
         let wait = retry_in(&place.due().await).unwrap();
@@ -254,7 +258,7 @@ async fn only_the_first_lost_answer_is_replayed_in_a_hurry() {
 #[tokio::test]
 async fn a_replay_that_is_refused_needs_a_login() {
     let place = Place::with_one().await;
-    place.server.next(Deed::Close);
+    place.server.next(Deed::close());
     place.server.next(Deed::error(400, "invalid_grant"));
     place.due().await;
     place.clock.pass(1);
@@ -358,7 +362,7 @@ async fn the_store_is_read_before_a_grant_is_believed_dead() {
 #[tokio::test]
 async fn a_grant_is_not_believed_dead_while_the_store_cannot_be_read() {
     let place = Place::with_one().await;
-    place.server.always(|| Deed::error(400, "invalid_grant"));
+    place.server.always(|_| Deed::error(400, "invalid_grant"));
     place.store.fail("read", 1);
     let outcome = place.due().await;
     assert_eq!(reason(&outcome), Some(Reason::Store));
@@ -405,7 +409,7 @@ const SEVEN: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
 async fn open_breaker() -> Place {
     let place = Place::new(&SEVEN, Kind::RefreshToken).await;
     place.import_all().await;
-    place.server.always(|| Deed::json(503, ""));
+    place.server.always(|_| Deed::json(503, ""));
     for name in &SEVEN[..5] {
         let outcome = place.refresh_of(name, Cause::Due).await;
         assert_eq!(reason(&outcome), Some(Reason::ServerError));
@@ -433,7 +437,7 @@ async fn five_failures_close_a_provider_to_all_until_one_probe_succeeds() {
     release.send(()).unwrap();
     assert_eq!(probe.await.unwrap(), Outcome::Refreshed(2));
 
-    place.server.always(|| Deed::tokens(7));
+    place.server.always(|_| Deed::tokens(7));
     place.clock.pass(60);
     for name in SEVEN.iter().filter(|name| **name != "f") {
         assert_eq!(
@@ -469,7 +473,7 @@ async fn what_sends_nothing_says_nothing_about_a_provider() {
     for name in SEVEN {
         place.import_to(name, "refresh-0").await.unwrap();
     }
-    place.server.always(|| Deed::json(503, ""));
+    place.server.always(|_| Deed::json(503, ""));
     for name in &SEVEN[..4] {
         place.refresh_of(name, Cause::Due).await;
     }
@@ -488,11 +492,9 @@ async fn retry_after_is_kept_in_both_forms() {
     let date = at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
     for value in ["120".to_owned(), date] {
         let place = Place::with_one().await;
-        place.server.next(Deed::Answer(
-            429,
-            vec![("retry-after", value.clone())],
-            String::new(),
-        ));
+        place
+            .server
+            .next(Deed::json(429, "").with_header("retry-after", &value));
         let outcome = place.due().await;
         assert_eq!(reason(&outcome), Some(Reason::RateLimited));
         let wait = retry_in(&outcome).unwrap();
@@ -570,7 +572,7 @@ async fn the_job_wakes_for_an_import_and_then_sleeps() {
 async fn the_job_wakes_for_a_replay() {
     let place = Place::with_one().await;
     let job = place.job();
-    place.server.next(Deed::Close);
+    place.server.next(Deed::close());
     job.wake().await;
     job.run(&due_run()).await.unwrap_err();
     let soon = Duration::from_secs(10);
@@ -658,7 +660,7 @@ async fn live_for(place: &Place, hours: i64) {
 async fn a_dead_provider_is_asked_once_a_minute_for_all_of_its_credentials() {
     let place = Place::new(&SEVEN, Kind::RefreshToken).await;
     place.import_all().await;
-    place.server.always(|| Deed::json(503, ""));
+    place.server.always(|_| Deed::json(503, ""));
     live_for(&place, 6).await;
     let count = place.server.count();
     assert!(
@@ -670,7 +672,7 @@ async fn a_dead_provider_is_asked_once_a_minute_for_all_of_its_credentials() {
 #[tokio::test]
 async fn a_misconfigured_client_is_tried_about_thirty_times_a_day() {
     let place = Place::with_one().await;
-    place.server.always(|| Deed::error(401, "invalid_client"));
+    place.server.always(|_| Deed::error(401, "invalid_client"));
     live_for(&place, 3 * 24).await;
     let count = place.server.count();
     assert!(
@@ -682,7 +684,7 @@ async fn a_misconfigured_client_is_tried_about_thirty_times_a_day() {
 #[tokio::test]
 async fn a_dead_grant_is_tried_once() {
     let place = Place::with_one().await;
-    place.server.always(|| Deed::error(400, "invalid_grant"));
+    place.server.always(|_| Deed::error(400, "invalid_grant"));
     live_for(&place, 30 * 24).await;
     assert_eq!(place.server.count(), 1);
 }
@@ -719,7 +721,7 @@ enum Kind {
 /// A service in a folder of its own, before its own token endpoint.
 struct Place {
     folder: Arc<tempfile::TempDir>,
-    server: Arc<ScriptedServer>,
+    server: Arc<FakeServer>,
     names: Vec<String>,
     kind: Kind,
     clock: Arc<Hands>,
@@ -730,10 +732,10 @@ struct Place {
 impl Place {
     async fn new(names: &[&str], kind: Kind) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        let server = Arc::new(ScriptedServer::start());
+        let server = Arc::new(FakeServer::start());
         let names = names.iter().map(|&name| name.to_owned()).collect();
         let start = DateTime::from_timestamp(1_763_900_000, 0).unwrap();
-        let url = server.url();
+        let url = server.url("/token").parse().unwrap();
         Self::open(folder, server, url, names, kind, start).await
     }
 
@@ -746,7 +748,7 @@ impl Place {
 
     async fn open(
         folder: Arc<tempfile::TempDir>,
-        server: Arc<ScriptedServer>,
+        server: Arc<FakeServer>,
         url: url::Url,
         names: Vec<String>,
         kind: Kind,
@@ -846,7 +848,7 @@ impl Place {
 
     /// The same after a restart.
     async fn reopen(self) -> Self {
-        let url = self.server.url();
+        let url = self.server.url("/token").parse().unwrap();
         self.reopen_at(url).await
     }
 

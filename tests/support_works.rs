@@ -1,5 +1,7 @@
 //! The support code itself: each part starts, answers, and goes.
 
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use crate::support::authorization_server::{AuthorizationServer, CLIENT_SECRET, Options};
+use crate::support::fake_server::{At, Deed, FakeServer};
 use crate::support::http::{self, Answer};
 use crate::support::perennial::Perennial;
 use crate::support::process::{Process, Signal, Stream};
-use crate::support::token_endpoint::{self as scripted, TokenEndpoint};
 use crate::support::wait;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -237,29 +239,66 @@ fn a_process_can_be_frozen_and_thawed() {
 }
 
 #[test]
-fn a_scripted_token_endpoint_answers_tears_and_hangs_up() {
-    let endpoint = TokenEndpoint::start(|request| match request.path.as_str() {
-        "/?whole" => Some(scripted::Answer::text(418, "text/plain", "a teapot")),
-        "/torn" => Some(scripted::Answer {
-            torn_after: Some(3),
-            ..scripted::Answer::text(200, "text/plain", "a teapot")
-        }),
-        _ => None,
+fn a_fake_server_answers_tears_and_hangs_up() {
+    let server = FakeServer::start();
+    let teapot = |status| Deed::text(status, "text/plain", "a teapot");
+    server.always(move |request| match request.path.as_str() {
+        "/?whole" => teapot(418),
+        "/torn" => teapot(200).ending(At::Body(3)),
+        _ => Deed::close(),
     });
-    let whole = http::post_form(&endpoint.url("/?whole"), &[("a", "b c")]);
+    let whole = http::post_form(&server.url("/?whole"), &[("a", "b c")]);
     assert_eq!((whole.status, whole.body.as_str()), (418, "a teapot"));
+    assert_eq!(whole.content_type, "text/plain");
     for path in ["/torn", "/hang-up"] {
-        let error = http::send(http::request("GET", &endpoint.url(path)));
+        let error = http::send(http::request("GET", &server.url(path)));
         assert!(error.is_err(), "{path}: {error:?}");
     }
-    let requests = endpoint.requests();
+    let requests = server.requests();
     assert_eq!(requests[0].path, "/?whole");
     assert_eq!(requests[0].body, "a=b+c");
     assert_eq!(
         requests[0].header("host"),
-        Some(&*endpoint.address().to_string())
+        Some(&*server.address().to_string())
     );
     assert_eq!(requests[0].header("cookie"), None);
+    let numbers = requests.iter().map(|request| request.number);
+    assert_eq!(numbers.collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
+fn a_fake_server_holds_an_answer_at_any_place_until_it_is_let_go() {
+    let server = FakeServer::start();
+    for (at, sent) in [
+        (At::Start, None),
+        (At::Body(0), Some("")),
+        (At::Body(4), Some("half")),
+    ] {
+        let (release, held) = Deed::text(200, "text/plain", "half and half").held_at(at);
+        server.next(held);
+        let mut client = TcpStream::connect(server.address()).expect("it listens");
+        client
+            .write_all(b"GET / HTTP/1.1\r\n\r\n")
+            .expect("it reads");
+        // Nothing is read beyond what was sent, so that only the release can bring the rest.
+        let mut answer = String::new();
+        if let Some(sent) = sent {
+            let expected = format!("\r\n\r\n{sent}");
+            while !answer.ends_with(&expected) {
+                let mut byte = [0];
+                client.read_exact(&mut byte).expect("it was sent");
+                answer.push(char::from(byte[0]));
+            }
+        }
+        let a_moment = Some(Duration::from_millis(50));
+        client.set_read_timeout(a_moment).expect("a socket");
+        let more = client.read(&mut [0]).expect_err("the rest is held");
+        assert_eq!(more.kind(), ErrorKind::WouldBlock);
+        client.set_read_timeout(Some(SOON)).expect("a socket");
+        drop(release);
+        client.read_to_string(&mut answer).expect("the rest");
+        assert!(answer.ends_with("\r\n\r\nhalf and half"), "{answer}");
+    }
 }
 
 #[test]

@@ -5,14 +5,12 @@
 //! other processes, and such a test reads from top to bottom.
 
 pub mod authorization_server;
+pub mod fake_server;
 pub mod http;
 pub mod otlp;
 pub mod perennial;
 pub mod process;
 pub mod prometheus;
-pub mod scripted_server;
-pub mod slow_server;
-pub mod token_endpoint;
 pub mod wait;
 
 use std::path::{Path, PathBuf};
