@@ -124,18 +124,22 @@ impl Member {
 
     /// Has it what a token request needs? Not before a first login, where the grant needs one.
     pub fn can_refresh(&self) -> bool {
-        !self.grant.spends_refresh_token() || self.view().credential.refresh_token().is_some()
+        self.has_needed(&self.view().credential)
+    }
+
+    fn has_needed(&self, credential: &Credential) -> bool {
+        !self.grant.spends_refresh_token() || credential.refresh_token().is_some()
     }
 
     /// When policy refreshes it next, patience included.
     pub fn next(&self, now: Moment) -> Next {
-        if !self.can_refresh() {
+        let view = self.view();
+        if !self.has_needed(&view.credential) {
             return Next {
                 wait: None,
                 why: Why::NeedsLogin,
             };
         }
-        let view = self.view();
         let mut next = view.credential.next(&self.name, &self.rules, now);
         if let (Some(wait), Some((since, patience))) = (next.wait, view.patience) {
             next.wait = Some(wait.max(patience - since.age(now)));

@@ -76,7 +76,9 @@ impl Refresher {
         }
         let (outcome, heard) = self.attempt(member).await;
         // One that was let past is not the probe, and must not speak for it.
-        if admitted.is_ok() || heard != Heard::Nothing {
+        if let Some(heard) = heard
+            && (admitted.is_ok() || heard != Heard::Nothing)
+        {
             member.provider.report(self.clock.now(), heard);
         }
         let word = match &outcome {
@@ -92,12 +94,15 @@ impl Refresher {
         outcome
     }
 
-    /// The path itself.
-    async fn attempt(&self, member: &Arc<Member>) -> (Outcome, Heard) {
+    /// The path itself, and what is still to be told of the provider's health.
+    async fn attempt(&self, member: &Arc<Member>) -> (Outcome, Option<Heard>) {
         let started = Instant::now();
         let current = member.view().credential.clone();
         let endpoint = &member.provider.endpoint;
-        let failed = async |lease, error| self.fail(member, &current, lease, error, started).await;
+        let failed = async |lease, error| {
+            let (outcome, heard) = self.fail(member, &current, lease, error, started).await;
+            (outcome, Some(heard))
+        };
 
         // Whatever can fail without the refresh token comes before it is touched.
         let form = match member.grant.request(&current) {
@@ -110,7 +115,7 @@ impl Refresher {
                     detail,
                     retry_in: None,
                 };
-                return (outcome, Heard::Nothing);
+                return (outcome, Some(Heard::Nothing));
             }
         };
         let url = match endpoint.location.resolve(&endpoint.http).await {
@@ -120,7 +125,7 @@ impl Refresher {
 
         // The last moment to stop: from the claim on, this goes to its end.
         if self.stop.is_cancelled() {
-            return (Outcome::Stopped, Heard::Nothing);
+            return (Outcome::Stopped, Some(Heard::Nothing));
         }
 
         // Claim and intend, in one commit: it proves that the store can write, and a crash
@@ -136,19 +141,19 @@ impl Refresher {
         {
             Ok(Checkout::Granted { record, .. }) if record.version > current.version => {
                 self.settle(member, &lease, &record.standing, None).await;
-                return (self.adopt(member, record), Heard::Nothing);
+                return (self.adopt(member, record), Some(Heard::Nothing));
             }
             Ok(Checkout::Granted { buried: true, .. }) => {
                 let error = GrantError::NeedsLogin {
                     detail: "refresh_token_known_dead".into(),
                 };
                 let (outcome, _) = failed(Some(&lease), error).await;
-                return (outcome, Heard::Nothing);
+                return (outcome, Some(Heard::Nothing));
             }
             Ok(Checkout::Granted { .. }) => {}
             Ok(Checkout::Busy { until }) => {
                 let wait = (until - lease.taken_at).min(delta(lease.lasts));
-                return (self.postpone(member, wait), Heard::Nothing);
+                return (self.postpone(member, wait), Some(Heard::Nothing));
             }
             Err(error) => {
                 events::StoreFailed {
@@ -158,7 +163,7 @@ impl Refresher {
                 .emit();
                 let error = GrantError::unsent(Reason::Store, "nothing_sent");
                 let (outcome, _) = failed(None, error).await;
-                return (outcome, Heard::Nothing);
+                return (outcome, Some(Heard::Nothing));
             }
         }
 
@@ -177,7 +182,7 @@ impl Refresher {
         // Save, before anything else happens with them.
         let version = match self.save(member, &current, &tokens).await {
             Ok(version) => version,
-            Err(newer) => return (self.adopt(member, *newer), Heard::Answer),
+            Err(newer) => return (self.adopt(member, *newer), None),
         };
 
         // Publish, and let the deliveries know; each is retried by itself.
@@ -208,7 +213,7 @@ impl Refresher {
                 .map(|(trouble, _)| trouble.failures),
         }
         .emit(&self.metrics);
-        (Outcome::Refreshed(version), Heard::Answer)
+        (Outcome::Refreshed(version), None)
     }
 
     /// Saves for as long as it takes. There is nothing better to do: these tokens exist
