@@ -44,10 +44,9 @@ pub struct Status {
 /// The whole fleet, in the order of names.
 pub fn of(fleet: &Fleet, now: Moment) -> Vec<Status> {
     let mut forecast = Forecast::new(now);
-    let status = |member: &'_ std::sync::Arc<crate::fleet::Member>,
-                  next: Option<crate::forecast::NextRefresh>| {
-        let view = member.view().clone();
-        let credential = view.credential;
+    let status = fleet.iter().map(|member| {
+        let next = forecast.of(member);
+        let credential = member.view().credential.clone();
         let state = credential.state(&member.name, &member.rules, now);
         let why = match (&next, state) {
             (None, State::Pending) => {
@@ -81,14 +80,8 @@ pub fn of(fleet: &Fleet, now: Moment) -> Vec<Status> {
             failures: credential.failures(),
             refreshing: member.is_refreshing(),
         }
-    };
-    fleet
-        .iter()
-        .map(|member| {
-            let next = forecast.of(member);
-            status(member, next)
-        })
-        .collect()
+    });
+    status.collect()
 }
 
 /// A table for a terminal.
