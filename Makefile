@@ -1,6 +1,6 @@
 # What people do here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help test test-parts check bench demo
+.PHONY: help test test-parts check faults bench demo
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,9 @@ check: ## format, lints, documentation, licences; all warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	@cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked --debug
 	cargo deny check --hide-inclusion-graph bans licenses sources
+
+faults: test-parts ## cause every fault and write what it cost into docs/faults.md
+	FAULTS=write cargo nextest run --locked
 
 bench: ## run the benchmarks (release build)
 	cargo bench --locked

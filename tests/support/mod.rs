@@ -6,6 +6,7 @@
 
 pub mod authorization_server;
 pub mod fake_server;
+pub mod fault_table;
 pub mod http;
 pub mod otlp;
 pub mod perennial;
