@@ -135,15 +135,12 @@ impl Refresher {
             taken_at: self.clock.now().wall,
             lasts: member.provider.timeout + LEASE_MARGIN,
         };
-        match self
-            .timed("checkout", self.store.checkout(&member.name, &lease))
-            .await
-        {
-            Ok(Checkout::Granted { record, .. }) if record.version > current.version => {
-                self.settle(member, &lease, &record.standing, None).await;
+        let checkout = self.store.checkout(&member.name, current.version, &lease);
+        match self.timed("checkout", checkout).await {
+            Ok(Checkout::Newer(record)) => {
                 return (self.adopt(member, record), Some(Heard::Nothing));
             }
-            Ok(Checkout::Granted { buried: true, .. }) => {
+            Ok(Checkout::Granted { buried: true }) => {
                 let error = GrantError::NeedsLogin {
                     detail: "refresh_token_known_dead".into(),
                 };

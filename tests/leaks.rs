@@ -23,7 +23,7 @@ const MARK: &str = "Pl4ntedS3cret";
 
 /// Everything, from every crate that the binary is made of: more than a person could ask for.
 const EVERYTHING: &str = "trace,hyper=trace,hyper_util=trace,h2=trace,reqwest=trace,rustls=trace,\
-                          sqlx=trace,tokio_cron_scheduler=trace,warp=trace,opentelemetry=trace,\
+                          tokio_cron_scheduler=trace,warp=trace,opentelemetry=trace,\
                           tower=trace,mio=trace";
 
 /// The mark as it is, in base64 (it may begin at any of three places in a group), and in hex.

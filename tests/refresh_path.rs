@@ -297,7 +297,7 @@ async fn an_open_intent_is_replayed_at_once_after_a_crash() {
     };
     place
         .store
-        .checkout(&place.one().name, &lease)
+        .checkout(&place.one().name, 2, &lease)
         .await
         .unwrap();
     let place = place.reopen().await;
@@ -1049,9 +1049,14 @@ impl Store for Flaky {
         self.store.read(name).await
     }
 
-    async fn checkout(&self, name: &Name, lease: &Lease) -> Result<Checkout, StoreError> {
+    async fn checkout(
+        &self,
+        name: &Name,
+        version: u64,
+        lease: &Lease,
+    ) -> Result<Checkout, StoreError> {
         self.perhaps("checkout")?;
-        self.store.checkout(name, lease).await
+        self.store.checkout(name, version, lease).await
     }
 
     async fn save(
