@@ -42,8 +42,8 @@ pub struct Member {
     pub write_back: Option<PathBuf>,
     /// The schedules that may bring its refresh forward.
     pub schedules: Vec<Schedule>,
-    /// Tells deliveries that there is a new version.
-    pub versions: watch::Sender<Version>,
+    /// Tells deliveries that there is a new version, where there are any.
+    versions: Option<watch::Sender<Version>>,
     view: Mutex<View>,
     /// The refresh under way, if any.
     pub(crate) flight: Mutex<Option<Flight>>,
@@ -86,6 +86,7 @@ impl Member {
         schedules: Vec<Schedule>,
         credential: Credential,
     ) -> Self {
+        let has_deliveries = !sinks.is_empty() || write_back.is_some();
         let version = Version {
             number: credential.version,
             origin: Origin::none(),
@@ -99,7 +100,7 @@ impl Member {
             sinks,
             write_back,
             schedules,
-            versions: watch::Sender::new(version),
+            versions: has_deliveries.then(|| watch::Sender::new(version)),
             view: Mutex::new(View {
                 credential,
                 successes: 0,
@@ -115,6 +116,21 @@ impl Member {
         self.view
             .lock()
             .expect("nothing panics while it holds this")
+    }
+
+    /// Tells deliveries of a new version, which came about in the current span.
+    pub(crate) fn tell(&self, number: u64) {
+        if let Some(versions) = &self.versions {
+            versions.send_replace(Version {
+                number,
+                origin: Origin::here(),
+            });
+        }
+    }
+
+    /// Hears of each new version; `None` when there is nowhere to deliver to.
+    pub fn versions(&self) -> Option<watch::Receiver<Version>> {
+        self.versions.as_ref().map(watch::Sender::subscribe)
     }
 
     /// How it stands, in one word.

@@ -27,13 +27,13 @@ use crate::{
         policy::{self, delta},
     },
     events,
-    fleet::{Fleet, Member, Version},
+    fleet::{Fleet, Member},
     metrics::Metrics,
     oauth::GrantError,
     provider::breaker::Heard,
     secret::Secret,
     store::{Checkout, Lease, Record, Saved, Store, StoreError},
-    telemetry::{self, Origin},
+    telemetry,
 };
 
 /// After a new answer became doubtful, the same refresh token is sent again this soon:
@@ -194,10 +194,7 @@ impl Refresher {
                 view.credential = Credential::renewed(version, tokens, sent);
             }
         }
-        member.versions.send_replace(Version {
-            number: version,
-            origin: Origin::here(),
-        });
+        member.tell(version);
         events::TokenRefreshed {
             credential: &member.name,
             provider: &member.provider.name,
@@ -405,10 +402,7 @@ impl Refresher {
             );
             view.patience = None;
         }
-        member.versions.send_replace(Version {
-            number: version,
-            origin: Origin::here(),
-        });
+        member.tell(version);
         events::TokensAdopted {
             credential: &member.name,
             version,

@@ -102,7 +102,7 @@ async fn a_panic_clears_the_way_and_is_not_repeated_at_once() {
 async fn nothing_is_published_before_it_is_saved() {
     let place = Place::with_one().await;
     place.store.fail("save", 3);
-    let versions = place.one().versions.subscribe();
+    let versions = place.one().versions().expect("it is told to a file");
     let refresh = place.begin(Cause::Due);
     place
         .eventually("a save fails", || place.store.left("save") < 3)
@@ -814,6 +814,7 @@ impl Place {
                 Kind::Panics => Box::new(PanicsFirst::default()),
             };
             let (params, sinks, schedules) = Default::default();
+            let write_back = folder.path().join(name.as_str());
             Member::new(
                 name,
                 provider.clone(),
@@ -821,7 +822,7 @@ impl Place {
                 params,
                 rules,
                 sinks,
-                None,
+                Some(write_back),
                 schedules,
                 credential,
             )

@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -48,14 +48,22 @@ impl Deliveries {
             .iter()
             .cloned()
             .map(|sink| Box::new(Handover { sink }) as Box<dyn Target>);
+        let Some(versions) = member.versions() else {
+            return;
+        };
         for target in targets.chain(write_back.map(|target| Box::new(target) as _)) {
             self.metrics.expect_sink(target.kind());
-            self.tasks.spawn(self.clone().run(member.clone(), target));
+            let run = self.clone().run(member.clone(), versions.clone(), target);
+            self.tasks.spawn(run);
         }
     }
 
-    async fn run(self, member: Arc<Member>, target: Box<dyn Target>) {
-        let mut versions = member.versions.subscribe();
+    async fn run(
+        self,
+        member: Arc<Member>,
+        mut versions: watch::Receiver<Version>,
+        target: Box<dyn Target>,
+    ) {
         versions.mark_changed();
         let mut retry_in = FIRST_RETRY;
         loop {

@@ -47,8 +47,7 @@ pub struct History {
 
 /// The embedded store.
 pub struct SqliteStore {
-    path: PathBuf,
-    cipher: Arc<Cipher>,
+    rows: Arc<Rows>,
     history: History,
     writer: Writer,
     // Reads are rare: at the start, and when something went wrong.
@@ -87,8 +86,7 @@ impl SqliteStore {
         let reader = file::connect_for_reading(&path)?;
         let writer = Writer::start(db, lock);
         Ok(Self {
-            path,
-            cipher: Arc::new(cipher),
+            rows: Arc::new(Rows { path, cipher }),
             history,
             writer,
             reader: Arc::new(Mutex::new(Some(reader))),
@@ -97,7 +95,7 @@ impl SqliteStore {
 
     /// Where the store is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.rows.path
     }
 
     async fn look_up<T: Send + 'static>(
@@ -113,52 +111,26 @@ impl SqliteStore {
             .await
             .expect("a query does not panic")
     }
-
-    fn record(&self, row: SealedRow) -> Result<Record, StoreError> {
-        let damage = |error: &dyn std::error::Error| damaged(&self.path, error);
-        let name: Name = row
-            .name
-            .parse()
-            .map_err(|error| damaged(&self.path, error))?;
-        let mut standing: Standing =
-            serde_json::from_str(&row.standing).map_err(|error| damage(&error))?;
-        standing.doubtful |= row.intended;
-        let tokens = match &row.sealed {
-            None => None,
-            Some(sealed) => {
-                let details = row.details.as_deref().unwrap_or_default();
-                let details = serde_json::from_str(details).map_err(|error| damage(&error))?;
-                let tokens = unseal(&self.cipher, &name, row.version, sealed, details);
-                Some(tokens.ok_or_else(|| StoreError::Tampered { name: name.clone() })?)
-            }
-        };
-        Ok(Record {
-            name,
-            version: row.version,
-            tokens,
-            standing,
-        })
-    }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self) -> Result<Vec<Record>, StoreError> {
-        let rows = self
-            .look_up(|db| {
-                let columns = SealedRow::COLUMNS;
-                db.prepare(&format!("SELECT {columns} FROM credentials ORDER BY name"))?
-                    .query_map([], SealedRow::read)?
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .await?;
-        rows.into_iter().map(|row| self.record(row)).collect()
+        let rows = self.rows.clone();
+        // One row after the other: all of them sealed and open would be there twice.
+        let records = self.look_up(move |db| {
+            let columns = SealedRow::COLUMNS;
+            db.prepare(&format!("SELECT {columns} FROM credentials ORDER BY name"))?
+                .query_map([], |row| SealedRow::read(row).map(|row| rows.open(row)))?
+                .collect::<rusqlite::Result<Result<Vec<_>, _>>>()
+        });
+        records.await?
     }
 
     async fn read(&self, name: &Name) -> Result<Option<Record>, StoreError> {
         let name = name.clone();
         let row = self.look_up(move |db| statements::find(db, &name)).await?;
-        row.map(|row| self.record(row)).transpose()
+        row.map(|row| self.rows.open(row)).transpose()
     }
 
     async fn checkout(
@@ -171,7 +143,7 @@ impl Store for SqliteStore {
         let checkout = move |db: &Connection| statements::checkout(db, &name, version, &lease);
         Ok(match self.writer.write(checkout).await? {
             CheckedOut::Granted { buried } => Checkout::Granted { buried },
-            CheckedOut::Newer(row) => Checkout::Newer(self.record(row)?),
+            CheckedOut::Newer(row) => Checkout::Newer(self.rows.open(row)?),
             CheckedOut::Busy(until) => Checkout::Busy {
                 until: from_millis(until),
             },
@@ -186,8 +158,8 @@ impl Store for SqliteStore {
     ) -> Result<Saved, StoreError> {
         let version = expected + 1;
         let tokens = NewTokens {
-            key_id: self.cipher.key_id().to_owned(),
-            sealed: seal(&self.cipher, name, version, tokens),
+            key_id: self.rows.cipher.key_id().to_owned(),
+            sealed: seal(&self.rows.cipher, name, version, tokens),
             details: json(&tokens.details),
             fingerprint: tokens.refresh_token.as_ref().map(Secret::fingerprint),
         };
@@ -287,6 +259,40 @@ impl Store for SqliteStore {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         self.writer.close().await;
+    }
+}
+
+/// What it takes to read a row.
+struct Rows {
+    path: PathBuf,
+    cipher: Cipher,
+}
+
+impl Rows {
+    fn open(&self, row: SealedRow) -> Result<Record, StoreError> {
+        let damage = |error: &dyn std::error::Error| damaged(&self.path, error);
+        let name: Name = row
+            .name
+            .parse()
+            .map_err(|error| damaged(&self.path, error))?;
+        let mut standing: Standing =
+            serde_json::from_str(&row.standing).map_err(|error| damage(&error))?;
+        standing.doubtful |= row.intended;
+        let tokens = match &row.sealed {
+            None => None,
+            Some(sealed) => {
+                let details = row.details.as_deref().unwrap_or_default();
+                let details = serde_json::from_str(details).map_err(|error| damage(&error))?;
+                let tokens = unseal(&self.cipher, &name, row.version, sealed, details);
+                Some(tokens.ok_or_else(|| StoreError::Tampered { name: name.clone() })?)
+            }
+        };
+        Ok(Record {
+            name,
+            version: row.version,
+            tokens,
+            standing,
+        })
     }
 }
 
