@@ -18,6 +18,7 @@ use url::Url;
 
 use crate::{
     clock::{Clock, Moment},
+    crash::{self, Step},
     credential::{Credential, Reason, TokenSet},
     telemetry,
 };
@@ -179,6 +180,7 @@ impl TokenEndpoint {
         let (headers, body) = self.encode(form, extra);
         let request = self.http.post(url).headers(headers).body(body);
         let response = request.send().await.map_err(|error| broken(&error))?;
+        crash::point(Step::Answering);
         let status = response.status();
         tracing::Span::current().record("http.response.status_code", status.as_u16());
         Ok((status, read_bounded(response).await?))

@@ -4,6 +4,7 @@
 mod support;
 
 mod command_line;
+mod crashes;
 mod keeps_alive;
 mod leaks;
 mod observability;

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::{StoreError, StoreLock, unavailable};
+use crate::crash::{self, Step};
 
 /// How many changes share a commit at most: beyond this the sync no longer shows.
 const LARGEST_GROUP: usize = 128;
@@ -158,6 +159,7 @@ fn apply(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()
     for entry in group {
         entry.apply(db)?;
     }
+    crash::point(Step::Committing);
     execute(db, "COMMIT")
 }
 
