@@ -23,6 +23,7 @@ use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use self::{
+    file::OpenFiles,
     statements::{CheckedOut, NewTokens, SealedRow, Settlement},
     writer::Writer,
 };
@@ -85,7 +86,8 @@ impl SqliteStore {
         )
         .map_err(unavailable)?;
         let reader = file::connect_for_reading(&path)?;
-        let writer = Writer::start(db, lock);
+        let files = OpenFiles::of(&path)?;
+        let writer = Writer::start(db, files, lock);
         Ok(Self {
             path,
             cipher: Arc::new(cipher),
@@ -93,6 +95,11 @@ impl SqliteStore {
             writer,
             reader: Arc::new(Mutex::new(Some(reader))),
         })
+    }
+
+    /// Is there nothing at this path, not even what a lost store leaves behind?
+    pub fn is_absent(path: &Path) -> bool {
+        !path.exists() && !file::has_log(path)
     }
 
     /// Where the store is.
