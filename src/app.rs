@@ -370,6 +370,7 @@ fn providers(
             params: provider.params.clone(),
             needs_login_errors: provider.needs_login_errors.clone(),
             default_expires_in: provider.default_expires_in,
+            timeout: provider.timeout,
             http: oauth::http_client(provider.timeout)?,
             clock: clock.clone(),
         };
