@@ -5,6 +5,7 @@ mod support;
 
 mod command_line;
 mod crashes;
+mod disks;
 mod keeps_alive;
 mod leaks;
 mod observability;
