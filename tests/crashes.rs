@@ -15,7 +15,7 @@ use crate::{
     },
     support::{
         authorization_server::{AuthorizationServer, CLIENT_SECRET, Options},
-        fake_server::FakeServer,
+        fake_server::{Deed, FakeServer},
         fault_table::Fault,
         perennial::{Perennial, Service},
         process::{Finished, Process},
@@ -391,6 +391,79 @@ fn in_the_window_with_a_lenient_server((step, time, fault): (Step, usize, &str))
         lost,
         seen: "The next start sends the same refresh token once more, at once, and saves the \
             answer.",
+    }
+    .record();
+}
+
+/// The replay is killed as well, at the same place.
+#[test]
+fn killed_twice_in_the_window() {
+    let server = lenient_server();
+    let client = format!(
+        "token_url = \"{}\"\nclient_id = \"public\"",
+        server.url("/token")
+    );
+    let mut victim = Victim::new(&client, &["t".to_owned()]);
+    victim.get_first_tokens();
+    for crash in 0..TRIES {
+        let current = format!("t{}", "+".repeat(crash + 1));
+        victim.crash_in_refresh(0, Step::Answering, 1);
+        victim.crash_by_itself(Step::Answering, 1);
+        let service = victim.restart();
+        victim.wait_until_delivered(&service, 0, crash as u64 + 3);
+        service.kill();
+        assert_eq!(times_sent(&server, &current), 3);
+    }
+    let lost = victim.count_lost();
+    assert_eq!(lost, 0);
+    Fault {
+        section: "Crashes",
+        fault: "killed before the answer is read, and again at the replay; the server accepts \
+            replays",
+        tries: TRIES,
+        lost,
+        seen: "Each start sends the same refresh token once more, at once, until an answer is \
+            saved.",
+    }
+    .record();
+}
+
+/// A schedule or a person may want a refresh before the time that a failure asked to wait for.
+#[test]
+fn killed_in_an_attempt_before_its_time() {
+    let server = lenient_server();
+    let client = format!(
+        "token_url = \"{}\"\nclient_id = \"public\"",
+        server.url("/token")
+    );
+    let mut victim = Victim::new(&client, &["t".to_owned()]);
+    victim.get_first_tokens();
+    for crash in 0..TRIES {
+        server.next(Deed::error(429, "slow_down").with_header("retry-after", "3600"));
+        let service = victim.restart();
+        let refused = victim.perennial.run(&["refresh", &victim.names[0]]);
+        assert!(
+            refused.stderr.contains("tried again in 1h 0m"),
+            "{refused:?}"
+        );
+        service.kill();
+        victim.crash_in_refresh(0, Step::Answering, 1);
+        let service = victim.restart();
+        victim.wait_until_delivered(&service, 0, crash as u64 + 3);
+        service.kill();
+    }
+    let lost = victim.count_lost();
+    assert_eq!(lost, 0);
+    // The first, and then each time one that is refused, one that is killed, one replay.
+    assert_eq!(server.count(), 1 + 3 * TRIES + 1);
+    Fault {
+        section: "Crashes",
+        fault: "killed before the answer is read, in an attempt earlier than the one before it \
+            asked for (`Retry-After` of an hour); the server accepts a replay",
+        tries: TRIES,
+        lost,
+        seen: "The next start sends the same refresh token once more, at once: the wait was for \
+            an attempt that has been made.",
     }
     .record();
 }
