@@ -22,6 +22,7 @@ pub use self::{
 };
 use crate::{
     clock::{Clock, Since},
+    crash::{self, Step},
     credential::{
         Credential, Reason, TokenSet, Trouble,
         policy::{self, delta},
@@ -128,6 +129,7 @@ impl Refresher {
             return (Outcome::Stopped, Some(Heard::Nothing));
         }
 
+        crash::point(Step::Claiming);
         // Claim and intend, in one commit: it proves that the store can write, and a crash
         // from here on leaves a trace.
         let lease = Lease {
@@ -164,6 +166,7 @@ impl Refresher {
             }
         }
 
+        crash::point(Step::Claimed);
         // Exchange: the refresh token is spent here. Until the save below has ended, this
         // task is all that knows the new one.
         let (tokens, sent) = match endpoint
@@ -173,6 +176,7 @@ impl Refresher {
             Ok(answer) => answer,
             Err(error) => return failed(Some(&lease), error).await,
         };
+        crash::point(Step::Answered);
         // The provider is well, however long the save may take.
         member.provider.report(self.clock.now(), Heard::Answer);
 
@@ -182,6 +186,7 @@ impl Refresher {
             Err(newer) => return (self.adopt(member, *newer), None),
         };
 
+        crash::point(Step::Saved);
         // Publish, and let the deliveries know; each is retried by itself.
         let lifetime = tokens.details.lifetime;
         {
@@ -207,6 +212,7 @@ impl Refresher {
                 .map(|(trouble, _)| trouble.failures),
         }
         .emit(&self.metrics);
+        crash::point(Step::Published);
         (Outcome::Refreshed(version), None)
     }
 
@@ -326,7 +332,9 @@ impl Refresher {
                 .refresh_token()
                 .filter(|_| declared_dead)
                 .map(Secret::fingerprint);
+            crash::point(Step::Settling);
             self.settle(member, lease, &failed.standing(), dead).await;
+            crash::point(Step::Settled);
         }
         {
             let mut view = member.view();

@@ -92,10 +92,14 @@ pub trait Store: Send + Sync + 'static {
 
 /// Makes a new name in a folder durable: syncing the file alone does not.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
+    folder_of(path)?.sync_all()
+}
+
+fn folder_of(path: &Path) -> io::Result<File> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(folder.unwrap_or(Path::new(".")))
 }
 
 /// A credential as it is kept.

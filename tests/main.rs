@@ -4,6 +4,8 @@
 mod support;
 
 mod command_line;
+mod crashes;
+mod disks;
 mod keeps_alive;
 mod leaks;
 mod observability;

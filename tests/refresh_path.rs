@@ -781,6 +781,7 @@ impl Place {
             params: BTreeMap::new(),
             needs_login_errors: Vec::new(),
             default_expires_in: None,
+            timeout,
             http: oauth::http_client(timeout).unwrap(),
             clock: clock.clone(),
         };

@@ -15,6 +15,7 @@ use tracing::Instrument;
 use super::{Delivery, Sink, SinkError, file};
 use crate::{
     clock::Clock,
+    crash::{self, Step},
     events::Delivered,
     fleet::{Member, Version},
     metrics::Metrics,
@@ -161,7 +162,10 @@ impl Target for Handover {
                 expires_at,
             }
         };
-        self.sink.deliver(&delivery).await.map(|()| true)
+        crash::point(Step::Delivering);
+        self.sink.deliver(&delivery).await?;
+        crash::point(Step::Delivered);
+        Ok(true)
     }
 }
 
@@ -213,7 +217,10 @@ impl Target for WriteBack {
                     put(beside.as_ref(), &found)?;
                 }
             }
-            put(&path, &token).map(|()| true)
+            crash::point(Step::WritingBack);
+            put(&path, &token)?;
+            crash::point(Step::WrittenBack);
+            Ok(true)
         };
         let path = self.path.display();
         let changed = tokio::task::spawn_blocking(write)

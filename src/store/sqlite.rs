@@ -23,6 +23,7 @@ use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use self::{
+    file::OpenFiles,
     statements::{CheckedOut, NewTokens, SealedRow, Settlement},
     writer::Writer,
 };
@@ -84,13 +85,19 @@ impl SqliteStore {
         )
         .map_err(unavailable)?;
         let reader = file::connect_for_reading(&path)?;
-        let writer = Writer::start(db, lock);
+        let files = OpenFiles::of(&path)?;
+        let writer = Writer::start(db, files, lock);
         Ok(Self {
             rows: Arc::new(Rows { path, cipher }),
             history,
             writer,
             reader: Arc::new(Mutex::new(Some(reader))),
         })
+    }
+
+    /// Is there nothing at this path, not even what a lost store leaves behind?
+    pub fn is_absent(path: &Path) -> bool {
+        !path.exists() && !file::has_log(path)
     }
 
     /// Where the store is.

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Perennial {
     folder: TempDir,
     environment: BTreeMap<String, String>,
+    launcher: Vec<String>,
 }
 
 impl Perennial {
@@ -36,12 +37,18 @@ impl Perennial {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
             environment: BTreeMap::new(),
+            launcher: Vec::new(),
         }
     }
 
     /// Sets a variable for the commands that run from now on. They inherit none but `PATH`.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Runs the commands from now on through another one, which gets theirs as its last arguments.
+    pub fn launch_through<const N: usize>(&mut self, launcher: [&str; N]) {
+        self.launcher = launcher.map(str::to_owned).into();
     }
 
     /// Its working folder.
@@ -64,8 +71,11 @@ impl Perennial {
     /// Starts a command and leaves it running.
     pub fn start(&self, arguments: &[&str]) -> Process {
         let name = format!("perennial {}", arguments.join(" "));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+        let launcher = self.launcher.iter().map(String::as_str);
+        let mut words = launcher.chain([env!("CARGO_BIN_EXE_perennial")]);
+        let mut command = Command::new(words.next().expect("at least the binary"));
         command
+            .args(words)
             .args(arguments)
             .current_dir(self.folder())
             .env_clear()

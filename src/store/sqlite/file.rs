@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -72,21 +72,16 @@ fn applied(db: &Connection) -> rusqlite::Result<usize> {
 /// Makes a store beside its final place and moves it there when it is whole, so that an
 /// empty file at that place is always damage and never a beginning.
 pub(super) fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
-    let beside = |suffix: &str| {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(suffix);
-        PathBuf::from(beside)
-    };
-    if fs::metadata(beside("-wal")).is_ok_and(|log| log.len() > 0) {
+    if has_log(path) {
         let problem = "the database is missing, but its write-ahead log is there";
         return Err(damaged(path, problem));
     }
     let io =
         |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
-    let draft = beside(".new");
+    let draft = beside(path, ".new");
     // Left behind by a crash in here; it never held anything.
     for suffix in [".new", ".new-journal", ".new-wal", ".new-shm"] {
-        let _ = fs::remove_file(beside(suffix));
+        let _ = fs::remove_file(beside(path, suffix));
     }
     OpenOptions::new()
         .create_new(true)
@@ -108,35 +103,91 @@ pub(super) fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
         .map_err(io)
 }
 
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    PathBuf::from(beside)
+}
+
+/// Is there a write-ahead log beside a database, with something in it?
+pub(super) fn has_log(path: &Path) -> bool {
+    fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0)
+}
+
+/// The database and the log of a store that is open. Their names must go on to mean them: what
+/// is written to a file that was deleted or replaced is found by nobody.
+pub(super) struct OpenFiles([(PathBuf, (u64, u64)); 2]);
+
+impl OpenFiles {
+    /// Of a store that a connection has written to.
+    pub(super) fn of(path: &Path) -> Result<Self, StoreError> {
+        let file = |suffix| {
+            let path = beside(path, suffix);
+            let identity = identity_of(&path)?;
+            Ok((path, identity))
+        };
+        Ok(Self([file("")?, file("-wal")?]))
+    }
+
+    /// Fails when somebody has taken one away.
+    pub(super) fn are_in_place(&self) -> Result<(), StoreError> {
+        for (path, identity) in &self.0 {
+            if identity_of(path).ok() != Some(*identity) {
+                return Err(StoreError::Unavailable(format!(
+                    "{} was deleted or replaced while it was in use; put it back, or stop this \
+                     process and then put the right one there",
+                    path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells a file from every other, whatever its name.
+fn identity_of(path: &Path) -> Result<(u64, u64), StoreError> {
+    let io = |error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+    let file = fs::metadata(path).map_err(io)?;
+    Ok((file.dev(), file.ino()))
+}
+
 /// Looks at a store without changing it: is it one, is it whole, does the key fit?
 pub(super) fn look(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
-    let size = |suffix: &str| {
-        let mut file = path.as_os_str().to_owned();
-        file.push(suffix);
-        fs::metadata(file).map_or(0, |file| file.len())
-    };
-    if size("") == 0 {
+    if fs::metadata(path).is_ok_and(|file| file.len() == 0) {
         return Err(damaged(path, "it is empty"));
     }
     // Whoever opens a database for writing may change it: its journal mode, and at the end
     // the changes in its log are moved into it. Without a log it is read as if it were on a
     // CD, so that not even a file is made beside it.
-    let seen = if size("-wal") == 0 {
+    let alone = || {
         let mut url = Url::from_file_path(path).expect("it exists, so it was made absolute");
         url.set_query(Some("immutable=1"));
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         Connection::open_with_flags(url.as_str(), flags)
-    } else {
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
     };
-    let seen = seen.and_then(|db| inspect(&db)).map_err(|error| {
+    let seen = if has_log(path) {
+        // SQLite would take the log for that of any database that was put beside it. An error
+        // says nothing: a crash may leave a database that only its log makes whole.
+        if let Ok(seen) = alone().and_then(|db| identify(&db)) {
+            judge(path, seen, cipher)?;
+        }
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .and_then(|db| inspect(&db))
+    } else {
+        alone().and_then(|db| inspect(&db))
+    };
+    let seen = seen.map_err(|error| {
         if is_damage(&error) {
             damaged(path, error)
         } else {
             unavailable(error)
         }
     });
-    match seen? {
+    judge(path, seen?, cipher)
+}
+
+fn judge(path: &Path, seen: Seen, cipher: &Cipher) -> Result<(), StoreError> {
+    match seen {
         Seen::Problem(problem) => Err(damaged(path, problem)),
         Seen::Store { key_id } if key_id != cipher.key_id() => Err(StoreError::WrongKey {
             path: path.to_owned(),
@@ -154,13 +205,20 @@ enum Seen {
 }
 
 fn inspect(db: &Connection) -> rusqlite::Result<Seen> {
+    let seen = identify(db)?;
+    if matches!(seen, Seen::Store { .. }) {
+        let check: String = db.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+        if check != "ok" {
+            return Ok(Seen::Problem(check));
+        }
+    }
+    Ok(seen)
+}
+
+fn identify(db: &Connection) -> rusqlite::Result<Seen> {
     let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
     if id != APPLICATION_ID {
         return Ok(Seen::Problem("it is another program's database".into()));
-    }
-    let check: String = db.pragma_query_value(None, "quick_check", |row| row.get(0))?;
-    if check != "ok" {
-        return Ok(Seen::Problem(check));
     }
     let key_id = db
         .query_row("SELECT key_id FROM store", [], |row| row.get(0))

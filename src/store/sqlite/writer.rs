@@ -8,7 +8,8 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
-use super::{StoreError, StoreLock, unavailable};
+use super::{OpenFiles, StoreError, StoreLock, unavailable};
+use crate::crash::{self, Step};
 
 /// How many changes share a commit at most: beyond this the sync no longer shows.
 const LARGEST_GROUP: usize = 128;
@@ -56,9 +57,9 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts to write. `lock` is let go after the last change, when nobody can ask for
     /// another: after `close`, or when the writer is dropped.
-    pub(super) fn start(db: Connection, lock: StoreLock) -> Self {
+    pub(super) fn start(db: Connection, files: OpenFiles, lock: StoreLock) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
-        let task = tokio::spawn(run(db, waiting, lock));
+        let task = tokio::spawn(run(db, files, waiting, lock));
         Self {
             queue: Mutex::new(Some(queue)),
             task: tokio::sync::Mutex::new(Some(task)),
@@ -107,17 +108,21 @@ impl Writer {
 
 async fn run(
     db: Connection,
+    files: OpenFiles,
     mut queue: mpsc::UnboundedReceiver<Box<dyn Waiting>>,
     lock: StoreLock,
 ) {
     // In this order, and always together: it is closed before anybody else may open it.
-    let mut file = (db, lock);
+    let mut file = (db, files, lock);
     let mut group = Vec::with_capacity(LARGEST_GROUP);
     // Takes what is there: a lone change never waits for company, and while one commit is
     // synced the next group gathers by itself.
     while queue.recv_many(&mut group, LARGEST_GROUP).await > 0 {
         let committing = spawn_blocking(move || {
-            let results = commit(&file.0, &mut group);
+            let results = match file.1.are_in_place() {
+                Ok(()) => commit(&file.0, &mut group),
+                Err(error) => vec![Err(error); group.len()],
+            };
             (file, group, results)
         });
         let results;
@@ -158,6 +163,7 @@ fn apply(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()
     for entry in group {
         entry.apply(db)?;
     }
+    crash::point(Step::Committing);
     execute(db, "COMMIT")
 }
 
