@@ -4,6 +4,7 @@
 mod support;
 
 mod command_line;
+mod hostile_servers;
 mod keeps_alive;
 mod leaks;
 mod observability;

@@ -292,8 +292,10 @@ fn bad_answer(detail: &str) -> GrantError {
 /// `Retry-After` in both forms (RFC 9110 section 10.2.3), at most [`LONGEST_RETRY_AFTER`].
 fn retry_after(raw: &Raw, now: Timestamp) -> Option<Duration> {
     let value = raw.retry_after.as_deref()?.trim();
+    let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     let wait = match value.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) if is_number => LONGEST_RETRY_AFTER,
         Err(_) => (DateTime::parse_from_rfc2822(value).ok()?.to_utc() - now)
             .to_std()
             .ok()?,

@@ -202,6 +202,8 @@ fn retry_after_in_both_forms_and_not_absurdly() {
     assert_eq!(wait("7"), Some(7));
     assert_eq!(wait("Tue, 14 Nov 2023 22:13:30 GMT"), Some(10));
     assert_eq!(wait("99999999999"), Some(3_600));
+    assert_eq!(wait(&"9".repeat(40)), Some(3_600));
+    assert_eq!(wait(""), None);
     assert_eq!(wait("Tue, 14 Nov 2000 22:13:30 GMT"), None);
     assert_eq!(wait("soon"), None);
 }
