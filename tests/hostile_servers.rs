@@ -1433,9 +1433,14 @@ struct Allowance {
 const HURRY: usize = 12;
 
 impl Behaviour {
+    /// One of each kind is looked at for days all the same.
+    fn stands_for_many(&self) -> bool {
+        ["closes", "status-503"].contains(&&*self.name)
+    }
+
     fn allowance(&self) -> Allowance {
         let (a_day, gap, hours) = match self.seen {
-            Seen::Tokens { .. } if self.name == "wants-to-be-asked" => (1_440, 60.0, 6),
+            Seen::Tokens { .. } if self.name == "wants-to-be-asked" => (1_440, 60.0, 3),
             // An hour is refreshed after 40 minutes.
             Seen::Tokens { lives, .. } if lives >= 3.0 => {
                 let gap = lives * 0.63;
@@ -1446,7 +1451,9 @@ impl Behaviour {
             Seen::Failed { next, .. } => match next {
                 // Up to 5 min with full jitter, but a provider that has failed 5 times is asked
                 // once a minute at most.
-                Next::Replay | Next::Retry => (640, 1.0, 6),
+                Next::Replay | Next::Retry => {
+                    (640, 1.0, if self.stands_for_many() { 48 } else { 3 })
+                }
                 Next::Named(seconds) => (
                     86_400 / seconds as usize,
                     seconds as f64 - 1.0,

@@ -18,6 +18,8 @@ use super::wait;
 /// A client that sends half a request does not hold its thread for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const LARGE_WRITE: usize = 64 * 1024;
+
 /// A running server. It answers until the test process ends.
 pub struct FakeServer {
     address: SocketAddr,
@@ -186,8 +188,12 @@ impl Deed {
             let _ = released.recv();
         }
         write(stream, rest, self.pause)?;
-        while let Some(again) = self.again {
-            write(stream, again.as_bytes(), self.pause)?;
+        if let Some(again) = self.again {
+            // Few large writes, for the sake of the machine.
+            let again = again.repeat(LARGE_WRITE.div_ceil(again.len()));
+            loop {
+                write(stream, again.as_bytes(), self.pause)?;
+            }
         }
         if self.resets {
             // What lingers for no time is not closed in order.
