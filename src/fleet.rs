@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use chrono::TimeDelta;
@@ -13,7 +14,7 @@ use crate::{
     clock::{Moment, Since},
     credential::{
         Credential, Reason, State,
-        policy::{Next, Rules, Why},
+        policy::{self, Next, Rules, Why},
     },
     name::Name,
     oauth::Grant,
@@ -70,6 +71,23 @@ pub struct View {
     /// Its provider, or another process, asked for patience: not before this much time
     /// has passed.
     pub patience: Option<(Since, TimeDelta)>,
+    /// The last so many tokens died too soon to be kept alive: see [`policy::breather`].
+    pub too_short_in_a_row: u32,
+}
+
+impl View {
+    /// Takes note of a refresh that ended well. When its token is of no use to anybody, the
+    /// next one is no sooner for it.
+    pub(crate) fn succeeded(&mut self, sent: Moment, lifetime: Duration) {
+        self.successes += 1;
+        self.too_short_in_a_row = if policy::is_too_short(lifetime) {
+            self.too_short_in_a_row.saturating_add(1)
+        } else {
+            0
+        };
+        let breather = policy::breather(self.too_short_in_a_row);
+        self.patience = breather.map(|breather| (Since::at(sent), breather));
+    }
 }
 
 impl Member {
@@ -106,6 +124,7 @@ impl Member {
                 successes: 0,
                 failures: [0; Reason::ALL.len()],
                 patience: None,
+                too_short_in_a_row: 0,
             }),
             flight: Mutex::default(),
         }

@@ -161,6 +161,7 @@ impl TokenEndpoint {
                     default_expires_in: self.default_expires_in,
                     needs_login_errors: &self.needs_login_errors,
                     previous: current.tokens.as_ref().map(|(tokens, _)| &**tokens),
+                    secrets: self.secrets(form, extra, current),
                 };
                 answer::read(status, &answer, &context)
             });
@@ -173,6 +174,29 @@ impl TokenEndpoint {
         }
         .instrument(span)
         .await
+    }
+
+    /// Everything in a request that must not be seen, and the access token that there is.
+    fn secrets<'a>(
+        &'a self,
+        form: &'a Form,
+        extra: &'a BTreeMap<String, String>,
+        current: &'a Credential,
+    ) -> Vec<&'a str> {
+        let access_token = current.tokens.as_ref().map(|(set, _)| &set.access_token);
+        form.iter()
+            .filter(|(name, _)| !["grant_type", "scope"].contains(name))
+            .map(|(_, value)| value)
+            .chain(&self.client.secret)
+            .chain(access_token)
+            .map(|secret| secret.expose())
+            .chain(
+                self.params
+                    .values()
+                    .chain(extra.values())
+                    .map(String::as_str),
+            )
+            .collect()
     }
 
     async fn send(

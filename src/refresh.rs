@@ -191,8 +191,7 @@ impl Refresher {
         let lifetime = tokens.details.lifetime;
         {
             let mut view = member.view();
-            view.successes += 1;
-            view.patience = None;
+            view.succeeded(sent, lifetime);
             // An import may have come right after the save: then its version is newer.
             let seen = view.credential.version;
             if seen == current.version || seen < version {

@@ -6,6 +6,7 @@ mod support;
 mod command_line;
 mod crashes;
 mod disks;
+mod hostile_servers;
 mod keeps_alive;
 mod leaks;
 mod observability;

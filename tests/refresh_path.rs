@@ -229,7 +229,8 @@ async fn a_lost_answer_is_replayed_once_a_second_later() {
 
 #[tokio::test]
 async fn no_answer_in_time_is_a_lost_answer() {
-    let place = Place::new(&["one"], Kind::Impatient).await;
+    let patience = Duration::from_millis(500);
+    let place = Place::new(&["one"], Kind::Impatient(patience)).await;
     place.import("refresh-0").await.unwrap();
     let (_release, held) = Deed::close().held();
     place.server.next(held);
@@ -709,28 +710,28 @@ const HISTORY: History = History {
 const IN_FLIGHT: usize = 3;
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     RefreshToken,
     /// A refresh token too, at a provider that gets little time to answer.
-    Impatient,
+    Impatient(Duration),
     ClientCredentials,
     /// A grant whose first request panics.
     Panics,
 }
 
 /// A service in a folder of its own, before its own token endpoint.
-struct Place {
+pub(crate) struct Place {
     folder: Arc<tempfile::TempDir>,
-    server: Arc<FakeServer>,
+    pub(crate) server: Arc<FakeServer>,
     names: Vec<String>,
     kind: Kind,
-    clock: Arc<Hands>,
+    pub(crate) clock: Arc<Hands>,
     store: Arc<Flaky>,
     refresher: Arc<Refresher>,
 }
 
 impl Place {
-    async fn new(names: &[&str], kind: Kind) -> Self {
+    pub(crate) async fn new(names: &[&str], kind: Kind) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let server = Arc::new(FakeServer::start());
         let names = names.iter().map(|&name| name.to_owned()).collect();
@@ -768,7 +769,7 @@ impl Place {
         });
         // A busy machine needs seconds for what is otherwise done at once.
         let timeout = match kind {
-            Kind::Impatient => Duration::from_millis(500),
+            Kind::Impatient(timeout) => timeout,
             _ => Duration::from_secs(30),
         };
         let endpoint = TokenEndpoint {
@@ -810,7 +811,7 @@ impl Place {
                 });
             let scopes = Vec::new();
             let grant: Box<dyn Grant> = match kind {
-                Kind::RefreshToken | Kind::Impatient => Box::new(RefreshToken { scopes }),
+                Kind::RefreshToken | Kind::Impatient(_) => Box::new(RefreshToken { scopes }),
                 Kind::ClientCredentials => Box::new(ClientCredentials { scopes }),
                 Kind::Panics => Box::new(PanicsFirst::default()),
             };
@@ -864,7 +865,7 @@ impl Place {
         self.refresher.fleet.get(name).unwrap()
     }
 
-    fn one(&self) -> &Arc<Member> {
+    pub(crate) fn one(&self) -> &Arc<Member> {
         self.member("one")
     }
 
@@ -876,7 +877,7 @@ impl Place {
         self.credential().version
     }
 
-    fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.one().state(self.clock.now())
     }
 
@@ -884,7 +885,7 @@ impl Place {
         self.store.read(&self.one().name).await.unwrap().unwrap()
     }
 
-    async fn due(&self) -> Outcome {
+    pub(crate) async fn due(&self) -> Outcome {
         self.refresh(Cause::Due).await
     }
 
@@ -905,7 +906,7 @@ impl Place {
         tokio::spawn(async move { refresher.refresh(&member, cause).await })
     }
 
-    async fn import(&self, token: &str) -> Result<u64, ImportError> {
+    pub(crate) async fn import(&self, token: &str) -> Result<u64, ImportError> {
         self.import_to("one", token).await
     }
 
@@ -965,7 +966,7 @@ fn token(record: &Record) -> &str {
 }
 
 /// Both clocks, moved by hand.
-struct Hands {
+pub(crate) struct Hands {
     start: Timestamp,
     origin: Instant,
     ahead: Mutex<TimeDelta>,
@@ -976,7 +977,7 @@ impl Hands {
         self.pass_exactly(TimeDelta::seconds(seconds));
     }
 
-    fn pass_exactly(&self, time: TimeDelta) {
+    pub(crate) fn pass_exactly(&self, time: TimeDelta) {
         *self.ahead.lock().unwrap() += time;
     }
 }

@@ -1,7 +1,9 @@
 //! The real binary, in a folder of its own with a configuration of its own.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -83,6 +85,22 @@ impl Perennial {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs(&self.environment);
         Process::start(&name, &mut command)
+    }
+
+    /// Asks the control socket of the running service, as the command line does, for a path
+    /// beneath that of the credentials, and returns the whole answer.
+    pub fn control(&self, method: &str, path: &str, body: &str) -> String {
+        let socket = self.folder().join("perennial.sock");
+        let mut stream = UnixStream::connect(socket).expect("the service listens");
+        let request = format!(
+            "{method} /api/v1/credentials{path} HTTP/1.1\r\nHost: perennial\r\n\
+             Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
     }
 
     /// Starts the service and waits until it logs the address that it listens on.
