@@ -3,6 +3,7 @@
 
 mod support;
 
+mod clocks;
 mod command_line;
 mod keeps_alive;
 mod leaks;
