@@ -830,7 +830,7 @@ fn state_of(statuses: &Value, name: &str) -> String {
 }
 
 /// What the store of a service that is not running holds.
-fn stored(folder: &Path) -> BTreeMap<String, Record> {
+pub(crate) fn stored(folder: &Path) -> BTreeMap<String, Record> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let key = read_key_file(&folder.join("perennial.db.key")).expect("it was made");
     let cipher = Cipher::from_base64(&key).expect("it is one");
@@ -901,7 +901,7 @@ fn cut(sha256: Option<&str>) -> String {
 }
 
 /// The samples of one metric, by their labels.
-fn samples(metrics: &str, name: &str) -> BTreeMap<String, f64> {
+pub(crate) fn samples(metrics: &str, name: &str) -> BTreeMap<String, f64> {
     let of = |line: &str| {
         let (labels, value) = line
             .strip_prefix(name)?

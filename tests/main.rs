@@ -9,6 +9,7 @@ mod keeps_alive;
 mod leaks;
 mod observability;
 mod refresh_path;
+mod soak;
 mod sqlite_store;
 mod store_contract;
 mod support_works;

@@ -54,6 +54,11 @@ impl WallClock {
         self.set_off_by(unix - right_time() as i64);
     }
 
+    /// By how many seconds it is off.
+    pub fn off_by(&self) -> i64 {
+        self.off_by
+    }
+
     /// What it shows now, in seconds since 1970.
     pub fn now(&self) -> f64 {
         right_time() + self.off_by as f64
@@ -72,11 +77,12 @@ fn library() -> PathBuf {
         .join("faketime/libfaketimeMT.so.1")
 }
 
+/// What a right clock shows, in seconds since 1970.
 #[allow(
     clippy::disallowed_methods,
     reason = "what the process under test says is held against the real time"
 )]
-fn right_time() -> f64 {
+pub fn right_time() -> f64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.expect("after 1970").as_secs_f64()
 }
