@@ -1,6 +1,6 @@
 # What people do here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help test test-parts check faults bench demo
+.PHONY: help test test-parts check faults soak bench demo
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,9 @@ check: ## format, lints, documentation, licences; all warnings are errors
 
 faults: test-parts ## cause every fault and write what it cost into docs/faults.md
 	FAULTS=write cargo nextest run --locked
+
+soak: test-parts ## keep 500 tokens alive while everything goes wrong (SOAK_MINUTES=5, SOAK_SEED=any)
+	cargo test --locked --test main -- --ignored --exact soak::soak --nocapture
 
 bench: ## run the benchmarks (release build)
 	cargo bench --locked

@@ -133,7 +133,6 @@ impl App {
             store: self.store.clone(),
             metrics: self.refresher.metrics.clone(),
             clock: self.refresher.clock.clone(),
-            started: self.refresher.clock.now().wall,
             stop: self.stop.clone(),
             probed: Mutex::default(),
         });

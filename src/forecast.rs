@@ -62,7 +62,7 @@ impl<'a> Forecast<'a> {
         let old_enough = view
             .credential
             .live_tokens()
-            .map(|(_, since)| since.wall + min_age);
+            .map(|(_, since)| self.now.wall + (min_age - since.age(self.now)));
         drop(view);
         let wall = self.now.wall;
         let firing = |schedule: &'a Schedule| {

@@ -90,7 +90,7 @@ impl Metrics {
                 &registry,
                 Gauge::new(
                     "perennial_scheduler_last_tick_timestamp_seconds",
-                    "When the scheduler last proved to be alive.",
+                    "When the scheduler started, or last proved to be alive, by the clock as it now is.",
                 ),
             ),
             spans_dropped: register(
@@ -132,11 +132,9 @@ impl Metrics {
     }
 
     /// Every family in the registry, in the text format of Prometheus.
-    pub fn encode(&self, scheduler_last_tick: Option<crate::clock::Timestamp>) -> String {
-        if let Some(tick) = scheduler_last_tick {
-            self.scheduler_last_tick
-                .set(tick.timestamp_millis() as f64 / 1_000.0);
-        }
+    pub fn encode(&self, scheduler_last_tick: crate::clock::Timestamp) -> String {
+        self.scheduler_last_tick
+            .set(scheduler_last_tick.timestamp_millis() as f64 / 1_000.0);
         let dropped = crate::telemetry::Telemetry::spans_dropped() as f64;
         self.spans_dropped
             .inc_by((dropped - self.spans_dropped.get()).max(0.0));

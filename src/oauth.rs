@@ -276,6 +276,7 @@ async fn read_bounded(mut response: reqwest::Response) -> Result<answer::Raw, Gr
     };
     let content_type = text(header::CONTENT_TYPE);
     let retry_after = text(header::RETRY_AFTER);
+    let date = text(header::DATE);
     let mut body = zeroize::Zeroizing::new(Vec::new());
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
         if body.len() + chunk.len() > LARGEST_ANSWER {
@@ -291,6 +292,7 @@ async fn read_bounded(mut response: reqwest::Response) -> Result<answer::Raw, Gr
     Ok(answer::Raw {
         content_type,
         retry_after,
+        date,
         body,
     })
 }

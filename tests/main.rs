@@ -3,6 +3,7 @@
 
 mod support;
 
+mod clocks;
 mod command_line;
 mod crashes;
 mod disks;
@@ -11,6 +12,7 @@ mod keeps_alive;
 mod leaks;
 mod observability;
 mod refresh_path;
+mod soak;
 mod sqlite_store;
 mod store_contract;
 mod support_works;

@@ -5,26 +5,20 @@ use std::{
     time::Duration,
 };
 
-use chrono::TimeDelta;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warp::{Filter, Rejection, Reply, http::StatusCode, http::header, reply::Response};
 
 use super::{exposition, gzip};
 use crate::{
-    clock::{Clock, Timestamp},
-    fleet::Fleet,
-    metrics::Metrics,
-    runner::Runner,
-    scheduler::Scheduler,
-    status,
-    store::Store,
+    clock::Clock, credential::policy::delta, fleet::Fleet, metrics::Metrics, runner::Runner,
+    scheduler::Scheduler, status, store::Store,
 };
 
 /// Prometheus 3 refuses a scrape without this.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The scheduler beats every 5 s, and may pause for 30 s after its clock was set back.
-const SCHEDULER_DEAD_AFTER: TimeDelta = TimeDelta::seconds(60);
+const SCHEDULER_DEAD_AFTER: Duration = Duration::from_secs(60);
 /// How long a proof that the store can write is good for: a probe syncs the disk, and anybody
 /// may ask.
 const PROBE_GOOD_FOR: Duration = Duration::from_secs(2);
@@ -43,8 +37,6 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
-    /// When the service started.
-    pub started: Timestamp,
     /// Cancelled when the service is to stop: from then on it is not ready.
     pub stop: CancellationToken,
     /// The last probe of the store.
@@ -100,8 +92,9 @@ async fn scrape(service: Arc<Service>, accept_encoding: Option<String>) -> Respo
     // Writing and compressing take milliseconds for ten thousand credentials: not on a thread
     // that readers wait for.
     let encoded = tokio::task::spawn_blocking(move || {
-        let mut text = service.metrics.encode(service.scheduler.last_tick());
         let now = service.clock.now();
+        let last_tick = now.wall - delta(service.scheduler.silent_for());
+        let mut text = service.metrics.encode(last_tick);
         exposition::jobs(
             service.runner.jobs.values().map(|job| &**job),
             now,
@@ -140,13 +133,7 @@ async fn scrape(service: Arc<Service>, accept_encoding: Option<String>) -> Respo
 
 /// Is the process worth keeping? Only if it ticks.
 fn healthz(service: Arc<Service>) -> Response {
-    let seen = service
-        .scheduler
-        .last_tick()
-        .unwrap_or(service.started)
-        .max(service.started);
-    let silent = service.clock.now().wall - seen;
-    if silent < SCHEDULER_DEAD_AFTER {
+    if service.scheduler.silent_for() < SCHEDULER_DEAD_AFTER {
         answer(StatusCode::OK, "ok")
     } else {
         answer(

@@ -24,6 +24,8 @@ pub struct Raw {
     pub content_type: Option<String>,
     /// The `Retry-After` header.
     pub retry_after: Option<String>,
+    /// The `Date` header: the server's clock.
+    pub date: Option<String>,
     /// The body.
     pub body: Zeroizing<Vec<u8>>,
 }
@@ -55,7 +57,7 @@ pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<Toke
     };
     // Tokens first: a refresh token that comes beside an `error` has replaced ours.
     if status.is_success()
-        && let Some(tokens) = tokens(&fields, context)
+        && let Some(tokens) = tokens(&fields, raw, context)
     {
         return Ok(tokens);
     }
@@ -127,9 +129,9 @@ fn instant(fields: &Map<String, Value>, name: &str) -> Option<Timestamp> {
     DateTime::from_timestamp(number as i64, 0)
 }
 
-fn tokens(fields: &Map<String, Value>, context: &Context<'_>) -> Option<TokenSet> {
+fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Option<TokenSet> {
     let access_token = text(fields, "access_token")?;
-    let (lifetime, lifetime_source) = lifetime(fields, &access_token, context);
+    let (lifetime, lifetime_source) = lifetime(fields, &access_token, raw, context);
     let previous = context.previous;
     // RFC 6749 section 6: without a new refresh token the old one stays in use, and so
     // does the end that was announced for it.
@@ -170,14 +172,10 @@ fn tokens(fields: &Map<String, Value>, context: &Context<'_>) -> Option<TokenSet
 fn lifetime(
     fields: &Map<String, Value>,
     access_token: &str,
+    raw: &Raw,
     context: &Context<'_>,
 ) -> (Duration, LifetimeSource) {
-    let until = |at: Timestamp| {
-        (at - context.issued_at)
-            .to_std()
-            .ok()
-            .filter(|left| !left.is_zero())
-    };
+    let until = |at| from_now(at, raw, context.issued_at);
     if let Some(lifetime) = seconds(fields, "expires_in") {
         return (lifetime, LifetimeSource::Answer);
     }
@@ -289,6 +287,19 @@ fn bad_answer(detail: &str) -> GrantError {
     }
 }
 
+/// How long it is until a time that the server named; none when it has passed. It goes by the
+/// server's clock, which may be hours off ours: so it is held against the `Date` of the answer
+/// (RFC 9110 section 6.6.1), and against our clock only where there is none.
+fn from_now(at: Timestamp, raw: &Raw, now: Timestamp) -> Option<Duration> {
+    let now = raw.date.as_deref().and_then(http_date).unwrap_or(now);
+    let left = (at - now).to_std().ok()?;
+    (!left.is_zero()).then_some(left)
+}
+
+fn http_date(text: &str) -> Option<Timestamp> {
+    Some(DateTime::parse_from_rfc2822(text.trim()).ok()?.to_utc())
+}
+
 /// `Retry-After` in both forms (RFC 9110 section 10.2.3), at most [`LONGEST_RETRY_AFTER`].
 fn retry_after(raw: &Raw, now: Timestamp) -> Option<Duration> {
     let value = raw.retry_after.as_deref()?.trim();
@@ -296,9 +307,7 @@ fn retry_after(raw: &Raw, now: Timestamp) -> Option<Duration> {
     let wait = match value.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) if is_number => LONGEST_RETRY_AFTER,
-        Err(_) => (DateTime::parse_from_rfc2822(value).ok()?.to_utc() - now)
-            .to_std()
-            .ok()?,
+        Err(_) => from_now(http_date(value)?, raw, now)?,
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }

@@ -76,7 +76,10 @@ impl Breaker {
             }
         };
         self.failures = self.failures.saturating_add(1);
-        let pause = (probing || self.failures >= FAILURES_TO_OPEN).then(|| {
+        // What fails while it is left alone was sent before, and says nothing new.
+        let left_alone = self.closed_until.is_some_and(|until| now < until);
+        let enough = probing || self.failures >= FAILURES_TO_OPEN;
+        let pause = (enough && !left_alone).then(|| {
             let doublings = self.pauses.min(3);
             self.pauses += 1;
             (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE)
@@ -115,6 +118,18 @@ mod tests {
             breaker.report(at(0), TROUBLE);
         }
         assert_eq!(breaker.admit(at(1)), Err(at(9)));
+    }
+
+    #[test]
+    fn requests_that_fail_together_count_as_one_pause() {
+        let mut breaker = Breaker::default();
+        for _ in 0..16 {
+            breaker.report(at(0), TROUBLE);
+        }
+        assert_eq!(breaker.admit(at(1)), Err(at(9)));
+        assert_eq!(breaker.admit(at(10)), Ok(()), "the probe");
+        breaker.report(at(11), TROUBLE);
+        assert_eq!(breaker.admit(at(12)), Err(at(19)), "twice as long");
     }
 
     #[test]

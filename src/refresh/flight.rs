@@ -111,9 +111,11 @@ fn is_wanted(member: &Member, cause: Cause, now: Moment) -> bool {
         Cause::Due => member.next(now).wait.is_some_and(|wait| wait.is_zero()),
         Cause::Scheduled(at) => {
             let credential = &member.view().credential;
+            // By ages: after a step of the wall clock its times say nothing of what came first.
+            let fired = (now.wall - at).max(TimeDelta::zero());
             let came_first = credential
                 .live_tokens()
-                .is_some_and(|(_, since)| since.wall >= at);
+                .is_some_and(|(_, since)| since.age(now) <= fired);
             !came_first && credential.may_be_forced(&member.rules, now)
         }
     }

@@ -13,7 +13,9 @@ pub mod otlp;
 pub mod perennial;
 pub mod process;
 pub mod prometheus;
+pub mod token_families;
 pub mod wait;
+pub mod wall_clock;
 
 use std::path::{Path, PathBuf};
 

@@ -4,6 +4,7 @@ fn raw(body: &str) -> Raw {
     Raw {
         content_type: None,
         retry_after: None,
+        date: None,
         body: Zeroizing::new(body.into()),
     }
 }
@@ -206,6 +207,33 @@ fn retry_after_in_both_forms_and_not_absurdly() {
     assert_eq!(wait(""), None);
     assert_eq!(wait("Tue, 14 Nov 2000 22:13:30 GMT"), None);
     assert_eq!(wait("soon"), None);
+}
+
+/// 2023-11-14T22:13:20Z is our time.
+#[test]
+fn times_go_by_the_servers_clock() {
+    for (date, at) in [
+        ("Tue, 14 Nov 2023 23:13:21 GMT", "2023-11-14T23:14:21Z"),
+        ("Tue, 14 Nov 2023 21:13:21 GMT", "2023-11-14T21:14:21Z"),
+        ("yesterday", "2023-11-14T22:14:20Z"),
+    ] {
+        let at: Timestamp = at.parse().unwrap();
+        let raw = |status: u16, body: &str| {
+            let raw = Raw {
+                retry_after: Some(at.to_rfc2822()),
+                date: Some(date.into()),
+                ..raw(body)
+            };
+            read(StatusCode::from_u16(status).unwrap(), &raw, &context())
+        };
+        let tokens = format!(r#"{{"access_token":"a","expires_at":{}}}"#, at.timestamp());
+        let details = raw(200, &tokens).unwrap().details;
+        assert_eq!(details.lifetime, Duration::from_secs(60), "{date}");
+        let GrantError::Transient { retry_after, .. } = raw(503, "").unwrap_err() else {
+            panic!("a 503 is transient");
+        };
+        assert_eq!(retry_after, Some(Duration::from_secs(60)), "{date}");
+    }
 }
 
 #[test]
