@@ -8,21 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream};
 use perennial::{
     config::{self, Config, Environment, Input},
-    credential::{LifetimeSource, TokenDetails, TokenSet},
     plugins,
-    secret::Secret,
-    store::{
-        Store,
-        cipher::{Cipher, generate_key_file},
-        sqlite::{History, SqliteStore},
-    },
 };
 
-/// How long each of the two tokens is.
-pub const TOKEN_BYTES: usize = 500;
+use super::full_store;
 
 /// A folder with a configuration.
 pub struct Fleet {
@@ -51,43 +42,9 @@ impl Fleet {
         // Nobody is asked: nothing is due.
         let fleet = Self::new(size, "http://127.0.0.1:9/token", 64);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(fleet.fill());
+        let now = std::time::SystemTime::now().into();
+        runtime.block_on(full_store::fill(fleet.folder.path(), size, now));
         fleet
-    }
-
-    async fn fill(&self) {
-        let key = generate_key_file(&self.path("perennial.db.key")).expect("a key");
-        let cipher = Cipher::from_base64(&key).expect("a cipher");
-        let history = History {
-            runs: 1,
-            failed_runs: 1,
-        };
-        let store = SqliteStore::open(&self.path("perennial.db"), cipher, history)
-            .await
-            .expect("a store");
-        let token = |kind: char, number: usize| {
-            Secret::new(format!("{kind}{number:0width$}", width = TOKEN_BYTES - 1))
-        };
-        stream::iter(0..self.size)
-            .for_each_concurrent(512, async |number| {
-                let tokens = TokenSet {
-                    access_token: token('a', number),
-                    refresh_token: Some(token('r', number)),
-                    details: TokenDetails {
-                        issued_at: chrono_now(),
-                        lifetime: Duration::from_secs(86_400),
-                        lifetime_source: LifetimeSource::Answer,
-                        token_type: "Bearer".into(),
-                        scope: None,
-                        refresh_in: None,
-                        refresh_token_expires_at: None,
-                    },
-                };
-                let name = format!("c{number}").parse().expect("a name");
-                store.save(&name, 0, &tokens).await.expect("a save");
-            })
-            .await;
-        store.close().await;
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -166,8 +123,4 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn chrono_now() -> perennial::clock::Timestamp {
-    std::time::SystemTime::now().into()
 }

@@ -4,10 +4,7 @@ use std::time::{Duration, Instant};
 
 use perennial::store::cipher::{Cipher, read_key_file};
 
-use super::{
-    bar,
-    fleet::{Fleet, TOKEN_BYTES},
-};
+use super::{bar, fleet::Fleet, full_store::TOKEN_BYTES};
 
 pub fn run() {
     let small = Fleet::with_tokens(100).serve().settled();

@@ -6,6 +6,8 @@
 
 mod fleet;
 mod footprint;
+#[path = "../tests/support/full_store.rs"]
+mod full_store;
 mod scrape;
 mod throughput;
 mod token_server;

@@ -10,6 +10,7 @@ mod disks;
 mod hostile_servers;
 mod keeps_alive;
 mod leaks;
+mod many_at_once;
 mod observability;
 mod refresh_path;
 mod soak;

@@ -8,6 +8,7 @@ pub mod authorization_server;
 pub mod disk;
 pub mod fake_server;
 pub mod fault_table;
+pub mod full_store;
 pub mod http;
 pub mod otlp;
 pub mod perennial;
