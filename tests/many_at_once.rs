@@ -28,8 +28,8 @@ fn ten_thousand_on_one_schedule_are_each_refreshed_once() {
     let server = FakeServer::start();
     // New tokens: for hours nothing but the schedule wants to replace them.
     let place = with_tokens_of_a_day(&server, now());
-    // Late enough for the start, which reads all of them.
-    let firing = now() + TimeDelta::seconds(20);
+    // As long as a start may take.
+    let firing = now() + TimeDelta::seconds(30);
     let mut config = config(&server);
     write!(
         config,
