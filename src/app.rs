@@ -82,6 +82,7 @@ impl App {
         let records = store.load().await?;
         let fleet = Arc::new(fleet(config, records, &clock)?);
         for member in fleet.iter() {
+            member.tell_if_withheld();
             metrics.expect_provider(member.provider.name.as_str());
         }
         let refresher = Arc::new(Refresher {
@@ -177,6 +178,11 @@ impl App {
                 .context("every credential is a member")?;
             let (wanted, current) = {
                 let credential = &member.view().credential;
+                // The file may still hold a token that was spent long ago, or that is of the
+                // provider before: only a person can tell.
+                if credential.withheld.is_some() {
+                    continue;
+                }
                 let trouble = credential.trouble.as_ref();
                 let dead = trouble.is_some_and(|(trouble, _)| trouble.reason == Reason::NeedsLogin);
                 let current = credential.refresh_token().map(Secret::fingerprint);
@@ -301,15 +307,6 @@ pub fn fleet(
             refresh_token_idle: provider.refresh_token_idle,
             alert_threshold: credential.alert_threshold,
         };
-        let stands = match records.remove(name) {
-            Some(Record {
-                version,
-                tokens,
-                standing,
-                ..
-            }) => Credential::restored(version, tokens, standing, &rules, clock.now()),
-            None => Credential::pending(),
-        };
         let sinks = credential.sinks.iter().map(|sink| {
             let kind = plugins::SINKS
                 .iter()
@@ -322,6 +319,10 @@ pub fn fleet(
         let grant: Box<dyn Grant> = match credential.grant {
             config::Grant::RefreshToken => Box::new(RefreshToken { scopes }),
             config::Grant::ClientCredentials => Box::new(ClientCredentials { scopes }),
+        };
+        let stands = match records.remove(name) {
+            Some(record) => record.into_credential(&*grant, &rules, clock.now()),
+            None => Credential::pending(),
         };
         let covering = schedules
             .iter()

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::{Moment, Since, Timestamp},
+    name::Name,
     secret::Secret,
 };
 
@@ -242,6 +243,34 @@ impl State {
     }
 }
 
+/// Why tokens that the store has are not used: nothing is sent, and nothing is written over
+/// them, until a person has decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Withheld {
+    /// Their row was changed from outside, or is damaged.
+    Unreadable,
+}
+
+impl Withheld {
+    /// In one word, as the detail of a failed attempt.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unreadable => "row_unreadable",
+        }
+    }
+
+    /// What is wrong, and what a person can do.
+    pub fn cure(&self, credential: &Name) -> String {
+        match self {
+            // A backup is no cure: what it has of the others was spent since.
+            Self::Unreadable => format!(
+                "its row in the store is damaged or was changed from outside; log in again, \
+                 then: perennial import {credential} --refresh-token-file FILE"
+            ),
+        }
+    }
+}
+
 /// The end of an attempt, for people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Last {
@@ -263,6 +292,8 @@ pub struct Credential {
     pub trouble: Option<(Trouble, Since)>,
     /// See [`Standing::doubtful`].
     pub doubtful: bool,
+    /// Why the tokens in the store are not among `tokens`.
+    pub withheld: Option<Withheld>,
 }
 
 impl Credential {
@@ -273,6 +304,16 @@ impl Credential {
             tokens: None,
             trouble: None,
             doubtful: false,
+            withheld: None,
+        }
+    }
+
+    /// A credential whose tokens in the store are not used.
+    pub fn withheld(version: u64, why: Withheld) -> Self {
+        Self {
+            version,
+            withheld: Some(why),
+            ..Self::pending()
         }
     }
 
@@ -304,6 +345,7 @@ impl Credential {
             tokens,
             trouble,
             doubtful: standing.doubtful,
+            withheld: None,
         }
     }
 
@@ -314,6 +356,7 @@ impl Credential {
             tokens: Some((Arc::new(tokens), Since::at(sent))),
             trouble: None,
             doubtful: false,
+            withheld: None,
         }
     }
 

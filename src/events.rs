@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     clock::Timestamp,
-    credential::{Reason, policy},
+    credential::{Reason, Withheld, policy},
     metrics::Metrics,
     name::Name,
 };
@@ -130,6 +130,37 @@ impl TokensAdopted<'_> {
             version,
         } = self;
         info!(%credential, version, "newer tokens found in the store");
+    }
+}
+
+/// Tokens that the store has are not used.
+pub struct TokensWithheld<'a> {
+    /// The credential.
+    pub credential: &'a Name,
+    /// Why.
+    pub why: &'a Withheld,
+}
+
+impl TokensWithheld<'_> {
+    /// Tells it.
+    pub fn emit(&self) {
+        let Self { credential, why } = self;
+        let (detail, cure) = (why.as_str(), why.cure(credential));
+        error!(%credential, detail, "misconfigured: {cure}");
+    }
+}
+
+/// A row of the store cannot be any credential's.
+pub struct RowIgnored<'a> {
+    /// What stands where its name should be.
+    pub name: &'a str,
+}
+
+impl RowIgnored<'_> {
+    /// Tells it.
+    pub fn emit(&self) {
+        let Self { name } = self;
+        error!(row = ?name, "a row of the store is ignored: its name is damaged or was changed from outside; log in again for the credential that it was of");
     }
 }
 

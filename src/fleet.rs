@@ -16,6 +16,7 @@ use crate::{
         Credential, Reason, State,
         policy::{self, Next, Rules, Why},
     },
+    events,
     name::Name,
     oauth::Grant,
     provider::Provider,
@@ -155,6 +156,14 @@ impl Member {
     /// How it stands, in one word.
     pub fn state(&self, now: Moment) -> State {
         self.view().credential.state(&self.name, &self.rules, now)
+    }
+
+    /// Reports tokens that are not used, if there are any.
+    pub(crate) fn tell_if_withheld(&self) {
+        if let Some(why) = &self.view().credential.withheld {
+            let credential = &self.name;
+            events::TokensWithheld { credential, why }.emit();
+        }
     }
 
     /// Has it what a token request needs? Not before a first login, where the grant needs one.

@@ -24,7 +24,7 @@ use crate::{
     clock::{Clock, Since},
     crash::{self, Step},
     credential::{
-        Credential, Reason, TokenSet, Trouble,
+        Credential, Reason, TokenSet, Trouble, Withheld,
         policy::{self, delta},
     },
     events,
@@ -105,6 +105,9 @@ impl Refresher {
             (outcome, Some(heard))
         };
 
+        if let Some(why) = &current.withheld {
+            return (withheld(why), Some(Heard::Nothing));
+        }
         // Whatever can fail without the refresh token comes before it is touched.
         let form = match member.grant.request(&current) {
             Ok(form) => form,
@@ -400,14 +403,14 @@ impl Refresher {
         let version = record.version;
         {
             let mut view = member.view();
-            view.credential = Credential::restored(
-                version,
-                record.tokens,
-                record.standing,
-                &member.rules,
-                self.clock.now(),
-            );
+            view.credential =
+                record.into_credential(&*member.grant, &member.rules, self.clock.now());
             view.patience = None;
+            if let Some(why) = &view.credential.withheld {
+                let credential = &member.name;
+                events::TokensWithheld { credential, why }.emit();
+                return withheld(why);
+            }
         }
         member.tell(version);
         events::TokensAdopted {
@@ -449,7 +452,19 @@ impl Refresher {
 }
 
 /// Does the store have tokens that are not from before a refresh, and that it did not spend?
+/// What cannot be read is not worth ours.
 fn is_newer(record: &Record, before: &Credential) -> bool {
     let refresh_token = record.tokens.as_ref().map(|set| set.refresh_token.as_ref());
-    record.version > before.version && refresh_token.flatten() != before.refresh_token()
+    record.version > before.version
+        && !record.unreadable
+        && refresh_token.flatten() != before.refresh_token()
+}
+
+/// The outcome where the tokens in the store are not used.
+fn withheld(why: &Withheld) -> Outcome {
+    Outcome::Failed {
+        reason: Reason::Misconfigured,
+        detail: why.as_str().to_owned(),
+        retry_in: None,
+    }
 }

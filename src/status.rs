@@ -61,6 +61,7 @@ pub fn of(fleet: &Fleet, now: Moment) -> Vec<Status> {
                     member.name
                 )
             }
+            _ if let Some(why) = &credential.withheld => why.cure(&member.name),
             (_, State::Misconfigured) => "correct the configuration; tried again slowly".to_owned(),
             (Some(next), _) => next.why.to_owned(),
             (None, _) => "a person must act first".to_owned(),

@@ -19,9 +19,10 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::{
-    clock::Timestamp,
-    credential::{Standing, TokenSet},
+    clock::{Moment, Timestamp},
+    credential::{Credential, Standing, TokenSet, Withheld, policy::Rules},
     name::Name,
+    oauth::Grant,
     secret::Fingerprint,
 };
 
@@ -109,11 +110,30 @@ pub struct Record {
     pub name: Name,
     /// Grows by one with each token set; 0 before the first.
     pub version: u64,
-    /// The tokens, if it ever had some.
+    /// The tokens, if it ever had some and they can be read.
     pub tokens: Option<TokenSet>,
     /// How it stands. `doubtful` when an intent is open: a process died, no answer came,
     /// or somebody who holds the lease is waiting for it right now.
     pub standing: Standing,
+    /// What is kept of it was changed from outside or is damaged, so that neither tokens nor
+    /// standing are known. One such row must not stop the others.
+    pub unreadable: bool,
+}
+
+impl Record {
+    /// The credential as it stands, for the grant that is configured for it.
+    pub fn into_credential(self, grant: &dyn Grant, rules: &Rules, now: Moment) -> Credential {
+        let withheld = self.unreadable.then_some(Withheld::Unreadable);
+        match withheld {
+            None => Credential::restored(self.version, self.tokens, self.standing, rules, now),
+            Some(why) if grant.spends_refresh_token() => Credential::withheld(self.version, why),
+            // Nothing is lost with tokens that the client gets in its own name.
+            Some(_) => Credential {
+                version: self.version,
+                ..Credential::pending()
+            },
+        }
+    }
 }
 
 /// The right to refresh one credential until a time.
@@ -213,12 +233,4 @@ pub enum StoreError {
     /// The key cannot be had.
     #[error("store key: {0}")]
     Key(String),
-    /// A row does not open although the key is the right one.
-    #[error(
-        "the tokens of {name} cannot be decrypted: the row was changed from outside; nothing was overwritten"
-    )]
-    Tampered {
-        /// The credential.
-        name: Name,
-    },
 }

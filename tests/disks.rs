@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use rusqlite::{Connection, Row};
+
 use crate::{
     keeps_alive::{samples, successor_of},
     support::{
@@ -518,6 +520,114 @@ fn a_process_that_stands_still_longer_than_a_lease_loses_no_answer() {
             sent again.",
     }
     .record();
+}
+
+/// What somebody does to a row of the database, each to another one.
+const CHANGES: [&str; 3] = [
+    "UPDATE credentials SET sealed = substr(sealed, 1, 30) WHERE name = ?",
+    "UPDATE credentials SET sealed = (SELECT sealed FROM credentials WHERE name = 'credential-09')
+     WHERE name = ?",
+    "UPDATE credentials SET standing = CAST(X'FF' AS TEXT) WHERE name = ?",
+];
+
+#[test]
+fn a_row_that_cannot_be_read_stops_its_own_credential_alone() {
+    let server = Gate::default().strict_server();
+    let tokens: Vec<_> = (0..COUNT).map(|number| format!("t{number}-")).collect();
+    let place = Place::new(&server.url("/token"), "", &tokens);
+    let perennial = &place.perennial;
+    let service = perennial.serve();
+    wait_for_version(&service, COUNT, 2);
+    assert_eq!(service.stop().code(), Some(0));
+    let before = with_database(perennial, |database| {
+        for (number, change) in CHANGES.iter().enumerate() {
+            let changed = database.execute(change, [format!("credential-{number:02}")]);
+            assert_eq!(changed.expect("plain SQL"), 1, "{change}");
+        }
+        rows(database)
+    });
+
+    let mut service = perennial.serve();
+    for number in 0..COUNT {
+        let name = format!("credential-{number:02}");
+        let state = |state| {
+            let labels = format!("credential=\"{name}\",provider=\"acme\",state=\"{state}\"");
+            samples(&service.metrics(), "credential_state")[&labels]
+        };
+        let unreadable = number < CHANGES.len();
+        assert_eq!(state("misconfigured"), f64::from(u8::from(unreadable)));
+        let refreshed = perennial.run(&["refresh", &name]);
+        if unreadable {
+            let cure = format!(
+                "its row in the store is damaged or was changed from outside; log in again, \
+                 then: perennial import {name} --refresh-token-file FILE"
+            );
+            assert_eq!(refreshed.code(), Some(1), "{refreshed:?}");
+            assert!(refreshed.stderr.contains(&cure), "{refreshed:?}");
+            assert!(perennial.run(&["status"]).stdout.contains(&cure));
+            let is_told = |line: &str| {
+                let words = ["ERROR", &name, "row_unreadable", &cure];
+                words.iter().all(|word| line.contains(word))
+            };
+            let process = service.process();
+            process.wait_for_line("the row", PATIENCE, is_told);
+        } else {
+            assert_eq!(refreshed.code(), Some(0), "{refreshed:?}");
+        }
+    }
+    // The files that they were imported from hold tokens that were spent long ago.
+    assert_eq!(
+        server.count(),
+        2 * COUNT - CHANGES.len(),
+        "nothing was sent"
+    );
+    assert_eq!(service.stop().code(), Some(0));
+    let after = with_database(perennial, rows);
+    assert_eq!(
+        after[..CHANGES.len()],
+        before[..CHANGES.len()],
+        "left as they are"
+    );
+
+    let service = perennial.serve();
+    for number in 0..CHANGES.len() {
+        let name = format!("credential-{number:02}");
+        let login = perennial.write("login", &format!("new{number}-"));
+        let imported = perennial.run(&["import", &name, "--refresh-token-file", as_text(&login)]);
+        assert_eq!(imported.code(), Some(0), "{imported:?}");
+    }
+    wait_for_version(&service, CHANGES.len(), 4);
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(server.count(), 2 * COUNT);
+    Fault {
+        section: "Disks and files",
+        fault: "the row of a credential is changed from outside while the service is stopped",
+        tries: CHANGES.len(),
+        lost: CHANGES.len(),
+        seen: "That credential alone is `misconfigured`, with an ERROR `row_unreadable` that says \
+            what to do; nothing is sent for it and its row is left as it is, until a new login is \
+            imported. All others go on.",
+    }
+    .record();
+}
+
+fn with_database<T>(perennial: &Perennial, act: impl Fn(&Connection) -> T) -> T {
+    let path = perennial.folder().join("perennial.db");
+    act(&Connection::open(path).expect("a database"))
+}
+
+/// What is kept of each credential, in the order of their names.
+fn rows(database: &Connection) -> Vec<String> {
+    let mut select = database
+        .prepare("SELECT * FROM credentials ORDER BY name")
+        .expect("plain SQL");
+    let columns = select.column_count();
+    let row = |row: &Row| {
+        let values: Vec<_> = (0..columns).map(|at| row.get_ref(at)).collect();
+        Ok(format!("{values:?}"))
+    };
+    let rows = select.query_map([], row).expect("plain SQL");
+    rows.map(|row| row.expect("a row")).collect()
 }
 
 /// A way to hold all answers of a server back.

@@ -798,23 +798,17 @@ impl Place {
         let members = names.iter().map(|name| {
             let name: Name = name.parse().unwrap();
             let rules = Rules::default();
-            let credential = records
-                .remove(&name)
-                .map_or_else(Credential::pending, |record| {
-                    Credential::restored(
-                        record.version,
-                        record.tokens,
-                        record.standing,
-                        &rules,
-                        clock.now(),
-                    )
-                });
             let scopes = Vec::new();
             let grant: Box<dyn Grant> = match kind {
                 Kind::RefreshToken | Kind::Impatient(_) => Box::new(RefreshToken { scopes }),
                 Kind::ClientCredentials => Box::new(ClientCredentials { scopes }),
                 Kind::Panics => Box::new(PanicsFirst::default()),
             };
+            let credential = records
+                .remove(&name)
+                .map_or_else(Credential::pending, |record| {
+                    record.into_credential(&*grant, &rules, clock.now())
+                });
             let (params, sinks, schedules) = Default::default();
             let write_back = folder.path().join(name.as_str());
             Member::new(

@@ -250,7 +250,7 @@ async fn secrets_are_not_in_its_files() {
 }
 
 #[tokio::test]
-async fn a_row_that_was_changed_is_named() {
+async fn a_row_that_was_changed_is_unreadable_and_its_neighbour_is_not() {
     let changes = [
         (
             "a changed byte",
@@ -274,6 +274,14 @@ async fn a_row_that_was_changed_is_named() {
             "torn tokens",
             "UPDATE credentials SET sealed = substr(sealed, 1, 10) WHERE name = 'one'",
         ),
+        (
+            "details that are not JSON",
+            "UPDATE credentials SET details = '{' WHERE name = 'one'",
+        ),
+        (
+            "a standing that is not even text",
+            "UPDATE credentials SET standing = CAST(X'FF' AS TEXT) WHERE name = 'one'",
+        ),
     ];
     for (what, change) in changes {
         let folder = Folder::new();
@@ -284,15 +292,37 @@ async fn a_row_that_was_changed_is_named() {
         assert_eq!(folder.connection().execute(change, []).unwrap(), 1);
 
         let store = folder.open().await.unwrap();
-        let sentence = "the tokens of one cannot be decrypted: the row was changed from \
-                        outside; nothing was overwritten";
-        let read = store.read(&name("one")).await.unwrap_err();
-        assert!(matches!(&read, StoreError::Tampered { name } if name.as_str() == "one"));
-        assert_eq!(read.to_string(), sentence, "{what}");
-        let load = store.load().await.unwrap_err();
-        assert_eq!(load.to_string(), sentence, "{what}");
+        let one = store.read(&name("one")).await.unwrap().unwrap();
+        assert!(one.unreadable, "{what}");
+        assert_eq!(one.tokens, None, "{what}");
         let other = store.read(&name("other")).await.unwrap().unwrap();
         assert_eq!(other.tokens, Some(tokens("u")), "{what}: its neighbour");
+        assert!(!other.unreadable, "{what}: its neighbour");
+        assert_eq!(store.load().await.unwrap(), [one.clone(), other], "{what}");
+
+        // New tokens take its place.
+        save(&store, "one", one.version, "v").await;
+        let one = store.read(&name("one")).await.unwrap().unwrap();
+        assert_eq!(one.tokens, Some(tokens("v")), "{what}");
+        assert!(!one.unreadable, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_without_a_name_is_passed_over() {
+    for name_of_nobody in ["'No Name'", "CAST(X'FF' AS TEXT)"] {
+        let folder = Folder::new();
+        let store = folder.open().await.unwrap();
+        save(&store, "one", 0, "t").await;
+        save(&store, "other", 0, "u").await;
+        store.close().await;
+        let change = format!("UPDATE credentials SET name = {name_of_nobody} WHERE name = 'one'");
+        assert_eq!(folder.connection().execute(&change, []).unwrap(), 1);
+
+        let store = folder.open().await.unwrap();
+        assert_eq!(store.read(&name("one")).await.unwrap(), None);
+        let other = store.read(&name("other")).await.unwrap().unwrap();
+        assert_eq!(store.load().await.unwrap(), [other]);
     }
 }
 

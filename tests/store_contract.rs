@@ -672,6 +672,7 @@ fn unknown(text: &str) -> Record {
         version: 0,
         tokens: None,
         standing: Standing::default(),
+        unreadable: false,
     }
 }
 

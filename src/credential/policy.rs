@@ -184,6 +184,9 @@ impl Credential {
 
     /// How it stands.
     pub fn state(&self, name: &Name, rules: &Rules, now: Moment) -> State {
+        if self.withheld.is_some() {
+            return State::Misconfigured;
+        }
         match self.trouble.as_ref().map(|(trouble, _)| trouble.reason) {
             Some(Reason::NeedsLogin) => return State::NeedsLogin,
             Some(Reason::Misconfigured) => return State::Misconfigured,

@@ -91,9 +91,12 @@ pub fn outcome(member: &Member, outcome: &Outcome) -> (StatusCode, String) {
                     let wait = chrono::TimeDelta::from_std(*wait).unwrap_or_default();
                     format!("it is tried again in {}", status::span(wait))
                 }
-                None => {
-                    format!("log in again, then: perennial import {name} --refresh-token-file FILE")
-                }
+                None => match &member.view().credential.withheld {
+                    Some(why) => why.cure(name),
+                    None => format!(
+                        "log in again, then: perennial import {name} --refresh-token-file FILE"
+                    ),
+                },
             };
             (
                 StatusCode::BAD_GATEWAY,

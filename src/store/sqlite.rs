@@ -33,6 +33,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     credential::{Standing, TokenDetails, TokenSet},
+    events,
     name::Name,
     secret::{Fingerprint, Secret},
 };
@@ -129,15 +130,16 @@ impl Store for SqliteStore {
             let columns = SealedRow::COLUMNS;
             db.prepare(&format!("SELECT {columns} FROM credentials ORDER BY name"))?
                 .query_map([], |row| SealedRow::read(row).map(|row| rows.open(row)))?
-                .collect::<rusqlite::Result<Result<Vec<_>, _>>>()
+                .filter_map(Result::transpose)
+                .collect()
         });
-        records.await?
+        records.await
     }
 
     async fn read(&self, name: &Name) -> Result<Option<Record>, StoreError> {
         let name = name.clone();
         let row = self.look_up(move |db| statements::find(db, &name)).await?;
-        row.map(|row| self.rows.open(row)).transpose()
+        Ok(row.and_then(|row| self.rows.open(row)))
     }
 
     async fn checkout(
@@ -150,7 +152,10 @@ impl Store for SqliteStore {
         let checkout = move |db: &Connection| statements::checkout(db, &name, version, &lease);
         Ok(match self.writer.write(checkout).await? {
             CheckedOut::Granted { buried } => Checkout::Granted { buried },
-            CheckedOut::Newer(row) => Checkout::Newer(self.rows.open(row)?),
+            CheckedOut::Newer(row) => {
+                let record = self.rows.open(row);
+                Checkout::Newer(record.expect("it was found by its name"))
+            }
             CheckedOut::Busy(until) => Checkout::Busy {
                 until: from_millis(until),
             },
@@ -276,32 +281,35 @@ struct Rows {
 }
 
 impl Rows {
-    fn open(&self, row: SealedRow) -> Result<Record, StoreError> {
-        let damage = |error: &dyn std::error::Error| damaged(&self.path, error);
-        let name: Name = row
-            .name
-            .parse()
-            .map_err(|error| damaged(&self.path, error))?;
-        let mut standing: Standing =
-            serde_json::from_str(&row.standing).map_err(|error| damage(&error))?;
-        if row.intended {
-            standing = standing.interrupted();
-        }
-        let tokens = match &row.sealed {
-            None => None,
-            Some(sealed) => {
-                let details = row.details.as_deref().unwrap_or_default();
-                let details = serde_json::from_str(details).map_err(|error| damage(&error))?;
-                let tokens = unseal(&self.cipher, &name, row.version, sealed, details);
-                Some(tokens.ok_or_else(|| StoreError::Tampered { name: name.clone() })?)
-            }
+    /// `None` for a row that cannot be any credential's.
+    fn open(&self, row: SealedRow) -> Option<Record> {
+        let Ok(name) = row.name.parse::<Name>() else {
+            events::RowIgnored { name: &row.name }.emit();
+            return None;
         };
-        Ok(Record {
+        let contents = self.contents(&name, &row);
+        let unreadable = contents.is_none();
+        let (tokens, standing) = contents.unwrap_or_default();
+        Some(Record {
             name,
             version: row.version,
             tokens,
             standing,
+            unreadable,
         })
+    }
+
+    fn contents(&self, name: &Name, row: &SealedRow) -> Option<(Option<TokenSet>, Standing)> {
+        let mut standing: Standing = serde_json::from_str(row.standing.as_deref()?).ok()?;
+        if row.intended {
+            standing = standing.interrupted();
+        }
+        let Some(sealed) = &row.sealed else {
+            return Some((None, standing));
+        };
+        let details = serde_json::from_str(row.details.as_deref()?).ok()?;
+        let tokens = unseal(&self.cipher, name, row.version, sealed, details)?;
+        Some((Some(tokens), standing))
     }
 }
 

@@ -17,7 +17,8 @@ pub(super) struct SealedRow {
     pub version: u64,
     pub sealed: Option<Vec<u8>>,
     pub details: Option<String>,
-    pub standing: String,
+    /// `None` when it is not even text.
+    pub standing: Option<String>,
     pub intended: bool,
 }
 
@@ -27,11 +28,12 @@ impl SealedRow {
 
     pub fn read(row: &Row) -> rusqlite::Result<Self> {
         Ok(Self {
-            name: row.get(0)?,
+            // What is no UTF-8 is no name and no JSON either; the others need not know.
+            name: String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned(),
             version: row.get::<_, i64>(1)? as u64,
             sealed: row.get(2)?,
-            details: row.get(3)?,
-            standing: row.get(4)?,
+            details: row.get(3).unwrap_or_default(),
+            standing: row.get(4).ok(),
             intended: row.get(5)?,
         })
     }
