@@ -321,7 +321,9 @@ pub fn fleet(
             config::Grant::ClientCredentials => Box::new(ClientCredentials { scopes }),
         };
         let stands = match records.remove(name) {
-            Some(record) => record.into_credential(&*grant, &rules, clock.now()),
+            Some(record) => {
+                record.into_credential(&credential.provider, &*grant, &rules, clock.now())
+            }
             None => Credential::pending(),
         };
         let covering = schedules

@@ -28,7 +28,7 @@ pub struct TokenSet {
 
 impl TokenSet {
     /// A refresh token from elsewhere, with no access token yet.
-    pub fn imported(token: Secret, now: Moment) -> Self {
+    pub fn imported(token: Secret, provider: &Name, now: Moment) -> Self {
         Self {
             access_token: Secret::new(""),
             refresh_token: Some(token),
@@ -40,6 +40,7 @@ impl TokenSet {
                 scope: None,
                 refresh_in: None,
                 refresh_token_expires_at: None,
+                provider: Some(provider.clone()),
             },
         }
     }
@@ -66,6 +67,10 @@ pub struct TokenDetails {
     /// When the refresh token dies whatever is done, where the provider said it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_token_expires_at: Option<Timestamp>,
+    /// The provider that they were asked of, by its name in the configuration. `None` where
+    /// that was not kept: in a bare answer, and in stores of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Name>,
 }
 
 /// How the lifetime of an access token became known, best first.
@@ -249,6 +254,8 @@ impl State {
 pub enum Withheld {
     /// Their row was changed from outside, or is damaged.
     Unreadable,
+    /// They are of this provider, and the configuration names another.
+    OfProvider(Name),
 }
 
 impl Withheld {
@@ -256,6 +263,7 @@ impl Withheld {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Unreadable => "row_unreadable",
+            Self::OfProvider(_) => "tokens_of_another_provider",
         }
     }
 
@@ -265,6 +273,11 @@ impl Withheld {
             // A backup is no cure: what it has of the others was spent since.
             Self::Unreadable => format!(
                 "its row in the store is damaged or was changed from outside; log in again, \
+                 then: perennial import {credential} --refresh-token-file FILE"
+            ),
+            Self::OfProvider(provider) => format!(
+                "its tokens are of the provider {provider}, and are not sent to another; give \
+                 it back its provider, or log in at the new one, \
                  then: perennial import {credential} --refresh-token-file FILE"
             ),
         }

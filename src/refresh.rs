@@ -172,13 +172,14 @@ impl Refresher {
         crash::point(Step::Claimed);
         // Exchange: the refresh token is spent here. Until the save below has ended, this
         // task is all that knows the new one.
-        let (tokens, sent) = match endpoint
+        let (mut tokens, sent) = match endpoint
             .exchange(url, &form, &member.params, &current)
             .await
         {
             Ok(answer) => answer,
             Err(error) => return failed(Some(&lease), error).await,
         };
+        tokens.details.provider = Some(member.provider.name.clone());
         crash::point(Step::Answered);
         // The provider is well, however long the save may take.
         member.provider.report(self.clock.now(), Heard::Answer);
@@ -403,8 +404,12 @@ impl Refresher {
         let version = record.version;
         {
             let mut view = member.view();
-            view.credential =
-                record.into_credential(&*member.grant, &member.rules, self.clock.now());
+            view.credential = record.into_credential(
+                &member.provider.name,
+                &*member.grant,
+                &member.rules,
+                self.clock.now(),
+            );
             view.patience = None;
             if let Some(why) = &view.credential.withheld {
                 let credential = &member.name;

@@ -121,10 +121,15 @@ pub struct Record {
 }
 
 impl Record {
-    /// The credential as it stands, for the grant that is configured for it.
-    pub fn into_credential(self, grant: &dyn Grant, rules: &Rules, now: Moment) -> Credential {
-        let withheld = self.unreadable.then_some(Withheld::Unreadable);
-        match withheld {
+    /// The credential as it stands, for the provider and the grant that are configured for it.
+    pub fn into_credential(
+        self,
+        provider: &Name,
+        grant: &dyn Grant,
+        rules: &Rules,
+        now: Moment,
+    ) -> Credential {
+        match self.withheld(provider) {
             None => Credential::restored(self.version, self.tokens, self.standing, rules, now),
             Some(why) if grant.spends_refresh_token() => Credential::withheld(self.version, why),
             // Nothing is lost with tokens that the client gets in its own name.
@@ -133,6 +138,14 @@ impl Record {
                 ..Credential::pending()
             },
         }
+    }
+
+    fn withheld(&self, provider: &Name) -> Option<Withheld> {
+        if self.unreadable {
+            return Some(Withheld::Unreadable);
+        }
+        let theirs = self.tokens.as_ref()?.details.provider.as_ref()?;
+        (theirs != provider).then(|| Withheld::OfProvider(theirs.clone()))
     }
 }
 

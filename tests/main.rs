@@ -3,6 +3,7 @@
 
 mod support;
 
+mod change_of_provider;
 mod clocks;
 mod command_line;
 mod crashes;

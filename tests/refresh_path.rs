@@ -807,7 +807,7 @@ impl Place {
             let credential = records
                 .remove(&name)
                 .map_or_else(Credential::pending, |record| {
-                    record.into_credential(&*grant, &rules, clock.now())
+                    record.into_credential(&provider.name, &*grant, &rules, clock.now())
                 });
             let (params, sinks, schedules) = Default::default();
             let write_back = folder.path().join(name.as_str());

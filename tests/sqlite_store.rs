@@ -627,6 +627,7 @@ fn tokens(text: &str) -> TokenSet {
             scope: None,
             refresh_in: None,
             refresh_token_expires_at: None,
+            provider: None,
         },
     }
 }

@@ -468,6 +468,7 @@ async fn tokens_are_kept_byte_for_byte(place: impl Place) {
             scope: Some(String::new()),
             refresh_in: Some(Duration::from_millis(1)),
             refresh_token_expires_at: Some(DateTime::from_timestamp(4_000_000_000, 0).unwrap()),
+            provider: Some(name("acme")),
         },
     };
     let bare = TokenSet {
@@ -612,6 +613,7 @@ fn tokens(text: &str) -> TokenSet {
             scope: Some("profile offline_access".into()),
             refresh_in: None,
             refresh_token_expires_at: None,
+            provider: None,
         },
     }
 }

@@ -351,6 +351,7 @@ mod tests {
             scope: None,
             refresh_in: None,
             refresh_token_expires_at: None,
+            provider: None,
         }
     }
 

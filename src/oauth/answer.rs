@@ -164,6 +164,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
                 .or_else(|| previous.and_then(|previous| previous.details.scope.clone())),
             refresh_in: seconds(fields, "refresh_in"),
             refresh_token_expires_at,
+            provider: None,
         },
     })
 }

@@ -53,7 +53,7 @@ impl Refresher {
             return Err(ImportError::Buried(member.provider.name.clone()));
         }
         let now = self.clock.now();
-        let tokens = TokenSet::imported(token, now);
+        let tokens = TokenSet::imported(token, &member.provider.name, now);
         loop {
             let expected = self
                 .store
