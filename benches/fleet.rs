@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use perennial::{
+    clock::{Clock, SystemClock},
     config::{self, Config, Environment, Input},
     credential::{LifetimeSource, TokenDetails, TokenSet},
     plugins,
@@ -68,13 +69,14 @@ impl Fleet {
         let token = |kind: char, number: usize| {
             Secret::new(format!("{kind}{number:0width$}", width = TOKEN_BYTES - 1))
         };
+        let now = SystemClock::new().now().wall;
         stream::iter(0..self.size)
             .for_each_concurrent(512, async |number| {
                 let tokens = TokenSet {
                     access_token: token('a', number),
                     refresh_token: Some(token('r', number)),
                     details: TokenDetails {
-                        issued_at: chrono_now(),
+                        issued_at: now,
                         lifetime: Duration::from_secs(86_400),
                         lifetime_source: LifetimeSource::Answer,
                         token_type: "Bearer".into(),
@@ -120,22 +122,25 @@ impl Fleet {
             .stderr(fs::File::create(&log).expect("a file"))
             .spawn()
             .expect("it starts");
-        loop {
+        let mut service = Service {
+            took: Duration::ZERO,
+            url: String::new(),
+            process,
+        };
+        while service.url.is_empty() {
             let text = fs::read_to_string(&log).expect("a log");
-            let listening = text.lines().find(|line| line.contains("listening"));
-            if let Some(at) =
-                listening.and_then(|line| line.find("127.0.0.1:").map(|at| &line[at..]))
-            {
-                let end = at.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
-                return Service {
-                    took: started.elapsed(),
-                    url: format!("http://{}", &at[..end.unwrap_or(at.len())]),
-                    process,
-                };
-            }
             assert!(started.elapsed() < Duration::from_secs(60), "{text}");
-            std::thread::sleep(Duration::from_millis(2));
+            let listening = text.lines().find(|line| line.contains("listening"));
+            match listening.and_then(|line| line.find("127.0.0.1:").map(|at| &line[at..])) {
+                Some(at) => {
+                    let end = at.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
+                    service.took = started.elapsed();
+                    service.url = format!("http://{}", &at[..end.unwrap_or(at.len())]);
+                }
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
         }
+        service
     }
 }
 
@@ -166,8 +171,4 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn chrono_now() -> perennial::clock::Timestamp {
-    std::time::SystemTime::now().into()
 }

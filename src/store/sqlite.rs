@@ -150,7 +150,7 @@ impl Store for SqliteStore {
         let checkout = move |db: &Connection| statements::checkout(db, &name, version, &lease);
         Ok(match self.writer.write(checkout).await? {
             CheckedOut::Granted { buried } => Checkout::Granted { buried },
-            CheckedOut::Newer(row) => Checkout::Newer(self.rows.open(row)?),
+            CheckedOut::Newer(row) => Checkout::Newer(Box::new(self.rows.open(row)?)),
             CheckedOut::Busy(until) => Checkout::Busy {
                 until: from_millis(until),
             },
