@@ -1433,7 +1433,7 @@ struct Allowance {
 const HURRY: usize = 12;
 
 impl Behaviour {
-    /// One of each kind is looked at for days all the same.
+    /// One of each kind is looked at for a day all the same.
     fn stands_for_many(&self) -> bool {
         ["closes", "status-503"].contains(&&*self.name)
     }
@@ -1452,7 +1452,7 @@ impl Behaviour {
                 // Up to 5 min with full jitter, but a provider that has failed 5 times is asked
                 // once a minute at most.
                 Next::Replay | Next::Retry => {
-                    (640, 1.0, if self.stands_for_many() { 48 } else { 3 })
+                    (640, 1.0, if self.stands_for_many() { 24 } else { 3 })
                 }
                 Next::Named(seconds) => (
                     86_400 / seconds as usize,
