@@ -362,8 +362,8 @@ mod anything {
         ) {
             let raw = Raw {
                 content_type: form.then(|| "application/x-www-form-urlencoded".into()),
-                retry_after: None,
                 body: Zeroizing::new(body),
+                ..raw("")
             };
             let _ = read(StatusCode::OK, &raw, &context());
         }
