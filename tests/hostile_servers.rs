@@ -13,12 +13,12 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use chrono::TimeDelta;
 use perennial::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, SystemClock, Timestamp},
     credential::State,
 };
 use serde_json::{Value, json};
@@ -1203,7 +1203,7 @@ fn answer(
         good,
         spent,
         port,
-        now: SystemTime::now().into(),
+        now: SystemClock::new().now().wall,
     })
 }
 
