@@ -142,7 +142,7 @@ impl<'a> World<'a> {
     /// One trouble after another, with quiet times between them.
     fn trouble_until(&mut self, end: Instant) {
         while Instant::now() < end {
-            let quiet = Duration::from_secs(4 + self.dice.below(16));
+            let quiet = Duration::from_secs(5 + self.dice.below(25));
             let quiet_until = (Instant::now() + quiet).min(end);
             while Instant::now() < quiet_until {
                 self.note_memory();
