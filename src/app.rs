@@ -254,12 +254,18 @@ async fn open_store(config: &config::Store) -> Result<SqliteStore, StoreError> {
             if file.exists() || path.exists() || config.key_file.is_some() {
                 cipher::read_key_file(&file)?
             } else {
-                let key = cipher::generate_key_file(&file)?;
-                warn!(
-                    file = %file.display(),
-                    "made a key for the store; whoever has it and the database has the tokens: keep it elsewhere (PERENNIAL_KEY_FILE)"
-                );
-                key
+                match cipher::generate_key_file(&file) {
+                    // Another process was faster; the store will say so.
+                    Err(_) if file.exists() => cipher::read_key_file(&file)?,
+                    made => {
+                        let key = made?;
+                        warn!(
+                            file = %file.display(),
+                            "made a key for the store; whoever has it and the database has the tokens: keep it elsewhere (PERENNIAL_KEY_FILE)"
+                        );
+                        key
+                    }
+                }
             }
         }
     };
@@ -363,6 +369,7 @@ fn providers(
             params: provider.params.clone(),
             needs_login_errors: provider.needs_login_errors.clone(),
             default_expires_in: provider.default_expires_in,
+            timeout: provider.timeout,
             http: oauth::http_client(provider.timeout)?,
             clock: clock.clone(),
         };

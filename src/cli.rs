@@ -137,7 +137,7 @@ async fn command(cli: Cli) -> Result<(), Failure> {
     let load =
         || config::load(cli.config.as_deref(), &plugins::kinds()).map_err(Failure::Configuration);
     match cli.command {
-        Command::Serve => serve::run(&loaded(load()?)).await,
+        Command::Serve => serve::run(loaded(load()?)).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Check => check::run(&load()?),
         Command::Import(args) => import::run(args, &loaded(load()?)).await,

@@ -8,7 +8,12 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use crate::{clock::Timestamp, credential::Reason, metrics::Metrics, name::Name};
+use crate::{
+    clock::Timestamp,
+    credential::{Reason, policy},
+    metrics::Metrics,
+    name::Name,
+};
 
 fn seconds(duration: Duration) -> String {
     let text = humantime::format_duration(Duration::from_millis(duration.as_millis() as u64));
@@ -44,6 +49,9 @@ impl TokenRefreshed<'_> {
         } = self;
         let (lives, took) = (seconds(self.lifetime), seconds(self.took));
         match self.recovered_after {
+            _ if policy::is_too_short(self.lifetime) => {
+                warn!(%credential, %provider, version, %lives, %took, "token refreshed, but it dies too soon to be kept alive; the provider is asked less and less often");
+            }
             None => info!(%credential, %provider, version, %lives, %took, "token refreshed"),
             Some(failures) => {
                 info!(%credential, %provider, version, %lives, %took, failures, "token refreshed, recovered");

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use chrono::TimeDelta;
@@ -13,7 +14,7 @@ use crate::{
     clock::{Moment, Since},
     credential::{
         Credential, Reason, State,
-        policy::{Next, Rules, Why},
+        policy::{self, Next, Rules, Why},
     },
     name::Name,
     oauth::Grant,
@@ -42,8 +43,8 @@ pub struct Member {
     pub write_back: Option<PathBuf>,
     /// The schedules that may bring its refresh forward.
     pub schedules: Vec<Schedule>,
-    /// Tells deliveries that there is a new version.
-    pub versions: watch::Sender<Version>,
+    /// Tells deliveries that there is a new version, where there are any.
+    versions: Option<watch::Sender<Version>>,
     view: Mutex<View>,
     /// The refresh under way, if any.
     pub(crate) flight: Mutex<Option<Flight>>,
@@ -70,6 +71,23 @@ pub struct View {
     /// Its provider, or another process, asked for patience: not before this much time
     /// has passed.
     pub patience: Option<(Since, TimeDelta)>,
+    /// The last so many tokens died too soon to be kept alive: see [`policy::breather`].
+    pub too_short_in_a_row: u32,
+}
+
+impl View {
+    /// Takes note of a refresh that ended well. When its token is of no use to anybody, the
+    /// next one is no sooner for it.
+    pub(crate) fn succeeded(&mut self, sent: Moment, lifetime: Duration) {
+        self.successes += 1;
+        self.too_short_in_a_row = if policy::is_too_short(lifetime) {
+            self.too_short_in_a_row.saturating_add(1)
+        } else {
+            0
+        };
+        let breather = policy::breather(self.too_short_in_a_row);
+        self.patience = breather.map(|breather| (Since::at(sent), breather));
+    }
 }
 
 impl Member {
@@ -86,6 +104,7 @@ impl Member {
         schedules: Vec<Schedule>,
         credential: Credential,
     ) -> Self {
+        let has_deliveries = !sinks.is_empty() || write_back.is_some();
         let version = Version {
             number: credential.version,
             origin: Origin::none(),
@@ -99,12 +118,13 @@ impl Member {
             sinks,
             write_back,
             schedules,
-            versions: watch::Sender::new(version),
+            versions: has_deliveries.then(|| watch::Sender::new(version)),
             view: Mutex::new(View {
                 credential,
                 successes: 0,
                 failures: [0; Reason::ALL.len()],
                 patience: None,
+                too_short_in_a_row: 0,
             }),
             flight: Mutex::default(),
         }
@@ -115,6 +135,21 @@ impl Member {
         self.view
             .lock()
             .expect("nothing panics while it holds this")
+    }
+
+    /// Tells deliveries of a new version, which came about in the current span.
+    pub(crate) fn tell(&self, number: u64) {
+        if let Some(versions) = &self.versions {
+            versions.send_replace(Version {
+                number,
+                origin: Origin::here(),
+            });
+        }
+    }
+
+    /// Hears of each new version; `None` when there is nowhere to deliver to.
+    pub fn versions(&self) -> Option<watch::Receiver<Version>> {
+        self.versions.as_ref().map(watch::Sender::subscribe)
     }
 
     /// How it stands, in one word.

@@ -29,6 +29,7 @@
 //!   how it is seen.
 //! - [`clock`], [`name`], [`secret`]: time that may be stepped, names that need no escaping,
 //!   text that is never printed.
+//! - [`crash`]: where a debug build can be made to die, for the tests.
 //!
 //! Why things are as they are: `docs/decisions/`.
 
@@ -36,6 +37,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod credential;
 pub mod demo;
 pub mod events;

@@ -13,11 +13,13 @@ pub mod refresh_token;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{StatusCode, header};
+use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 use url::Url;
 
 use crate::{
     clock::{Clock, Moment},
+    crash::{self, Step},
     credential::{Credential, Reason, TokenSet},
     telemetry,
 };
@@ -104,6 +106,9 @@ const LARGEST_ANSWER: usize = 1024 * 1024;
 /// connection is a lost answer, so ours are given up before that.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
 
+/// A timer that fires later than this fires late because nothing ran at all.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
 /// One token endpoint, and who we are there.
 pub struct TokenEndpoint {
     /// Where the endpoint is, or how to find out.
@@ -116,6 +121,8 @@ pub struct TokenEndpoint {
     pub needs_login_errors: Vec<String>,
     /// What to assume when the answer does not tell a lifetime.
     pub default_expires_in: Option<Duration>,
+    /// How long a token request may take, its answer included.
+    pub timeout: Duration,
     /// The HTTP client, shared by everything that talks to this provider.
     pub http: reqwest::Client,
     /// Where the time of sending is read.
@@ -147,18 +154,17 @@ impl TokenEndpoint {
         );
         async {
             let sent = self.clock.now();
-            let result = self
-                .send(url, form, extra)
-                .await
-                .and_then(|(status, answer)| {
-                    let context = answer::Context {
-                        issued_at: sent.wall,
-                        default_expires_in: self.default_expires_in,
-                        needs_login_errors: &self.needs_login_errors,
-                        previous: current.tokens.as_ref().map(|(tokens, _)| &**tokens),
-                    };
-                    answer::read(status, &answer, &context)
-                });
+            let answer = in_time(self.timeout, self.send(url, form, extra)).await;
+            let result = answer.and_then(|(status, answer)| {
+                let context = answer::Context {
+                    issued_at: sent.wall,
+                    default_expires_in: self.default_expires_in,
+                    needs_login_errors: &self.needs_login_errors,
+                    previous: current.tokens.as_ref().map(|(tokens, _)| &**tokens),
+                    secrets: self.secrets(form, extra, current),
+                };
+                answer::read(status, &answer, &context)
+            });
             if let Err(error) = &result {
                 let span = tracing::Span::current();
                 span.record("error.type", error.reason().as_str());
@@ -170,6 +176,29 @@ impl TokenEndpoint {
         .await
     }
 
+    /// Everything in a request that must not be seen, and the access token that there is.
+    fn secrets<'a>(
+        &'a self,
+        form: &'a Form,
+        extra: &'a BTreeMap<String, String>,
+        current: &'a Credential,
+    ) -> Vec<&'a str> {
+        let access_token = current.tokens.as_ref().map(|(set, _)| &set.access_token);
+        form.iter()
+            .filter(|(name, _)| !["grant_type", "scope"].contains(name))
+            .map(|(_, value)| value)
+            .chain(&self.client.secret)
+            .chain(access_token)
+            .map(|secret| secret.expose())
+            .chain(
+                self.params
+                    .values()
+                    .chain(extra.values())
+                    .map(String::as_str),
+            )
+            .collect()
+    }
+
     async fn send(
         &self,
         url: Url,
@@ -178,7 +207,10 @@ impl TokenEndpoint {
     ) -> Result<(StatusCode, answer::Raw), GrantError> {
         let (headers, body) = self.encode(form, extra);
         let request = self.http.post(url).headers(headers).body(body);
+        // The client's own limit would throw away what is there; see `in_time`.
+        let request = request.timeout(Duration::MAX);
         let response = request.send().await.map_err(|error| broken(&error))?;
+        crash::point(Step::Answering);
         let status = response.status();
         tracing::Span::current().record("http.response.status_code", status.as_u16());
         Ok((status, read_bounded(response).await?))
@@ -209,6 +241,31 @@ impl TokenEndpoint {
         telemetry::inject(&mut headers);
         (headers, body.finish())
     }
+}
+
+/// Waits for an answer at most this long. When the whole process stood still past that (it was
+/// stopped, or its container was frozen), the answer may have come meanwhile: what has been
+/// received gets a moment to be read, because it may be the only copy of a token.
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, GrantError>>,
+) -> Result<T, GrantError> {
+    tokio::pin!(answer);
+    let started = Instant::now();
+    if let Ok(answer) = timeout(limit, &mut answer).await {
+        return answer;
+    }
+    if started.elapsed() > limit + STOOD_STILL
+        && let Ok(answer) = timeout(STOOD_STILL, &mut answer).await
+    {
+        return answer;
+    }
+    Err(GrantError::Transient {
+        reason: Reason::Timeout,
+        detail: "no_answer_in_time".into(),
+        doubtful: true,
+        retry_after: None,
+    })
 }
 
 /// Reads an answer of at most [`LARGEST_ANSWER`] bytes.

@@ -22,18 +22,19 @@ pub use self::{
 };
 use crate::{
     clock::{Clock, Since},
+    crash::{self, Step},
     credential::{
         Credential, Reason, TokenSet, Trouble,
         policy::{self, delta},
     },
     events,
-    fleet::{Fleet, Member, Version},
+    fleet::{Fleet, Member},
     metrics::Metrics,
     oauth::GrantError,
     provider::breaker::Heard,
     secret::Secret,
     store::{Checkout, Lease, Record, Saved, Store, StoreError},
-    telemetry::{self, Origin},
+    telemetry,
 };
 
 /// After a new answer became doubtful, the same refresh token is sent again this soon:
@@ -128,6 +129,7 @@ impl Refresher {
             return (Outcome::Stopped, Some(Heard::Nothing));
         }
 
+        crash::point(Step::Claiming);
         // Claim and intend, in one commit: it proves that the store can write, and a crash
         // from here on leaves a trace.
         let lease = Lease {
@@ -135,15 +137,12 @@ impl Refresher {
             taken_at: self.clock.now().wall,
             lasts: member.provider.timeout + LEASE_MARGIN,
         };
-        match self
-            .timed("checkout", self.store.checkout(&member.name, &lease))
-            .await
-        {
-            Ok(Checkout::Granted { record, .. }) if record.version > current.version => {
-                self.settle(member, &lease, &record.standing, None).await;
+        let checkout = self.store.checkout(&member.name, current.version, &lease);
+        match self.timed("checkout", checkout).await {
+            Ok(Checkout::Newer(record)) => {
                 return (self.adopt(member, record), Some(Heard::Nothing));
             }
-            Ok(Checkout::Granted { buried: true, .. }) => {
+            Ok(Checkout::Granted { buried: true }) => {
                 let error = GrantError::NeedsLogin {
                     detail: "refresh_token_known_dead".into(),
                 };
@@ -167,6 +166,7 @@ impl Refresher {
             }
         }
 
+        crash::point(Step::Claimed);
         // Exchange: the refresh token is spent here. Until the save below has ended, this
         // task is all that knows the new one.
         let (tokens, sent) = match endpoint
@@ -176,6 +176,7 @@ impl Refresher {
             Ok(answer) => answer,
             Err(error) => return failed(Some(&lease), error).await,
         };
+        crash::point(Step::Answered);
         // The provider is well, however long the save may take.
         member.provider.report(self.clock.now(), Heard::Answer);
 
@@ -185,22 +186,19 @@ impl Refresher {
             Err(newer) => return (self.adopt(member, *newer), None),
         };
 
+        crash::point(Step::Saved);
         // Publish, and let the deliveries know; each is retried by itself.
         let lifetime = tokens.details.lifetime;
         {
             let mut view = member.view();
-            view.successes += 1;
-            view.patience = None;
+            view.succeeded(sent, lifetime);
             // An import may have come right after the save: then its version is newer.
             let seen = view.credential.version;
             if seen == current.version || seen < version {
                 view.credential = Credential::renewed(version, tokens, sent);
             }
         }
-        member.versions.send_replace(Version {
-            number: version,
-            origin: Origin::here(),
-        });
+        member.tell(version);
         events::TokenRefreshed {
             credential: &member.name,
             provider: &member.provider.name,
@@ -213,6 +211,7 @@ impl Refresher {
                 .map(|(trouble, _)| trouble.failures),
         }
         .emit(&self.metrics);
+        crash::point(Step::Published);
         (Outcome::Refreshed(version), None)
     }
 
@@ -332,7 +331,9 @@ impl Refresher {
                 .refresh_token()
                 .filter(|_| declared_dead)
                 .map(Secret::fingerprint);
+            crash::point(Step::Settling);
             self.settle(member, lease, &failed.standing(), dead).await;
+            crash::point(Step::Settled);
         }
         {
             let mut view = member.view();
@@ -408,10 +409,7 @@ impl Refresher {
             );
             view.patience = None;
         }
-        member.versions.send_replace(Version {
-            number: version,
-            origin: Origin::here(),
-        });
+        member.tell(version);
         events::TokensAdopted {
             credential: &member.name,
             version,

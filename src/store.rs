@@ -36,9 +36,14 @@ pub trait Store: Send + Sync + 'static {
     async fn read(&self, name: &Name) -> Result<Option<Record>, StoreError>;
 
     /// Takes the lease of a credential and commits the intent to spend its refresh token:
-    /// from here on, a crash leaves a trace. A credential not yet known is created at
-    /// version 0.
-    async fn checkout(&self, name: &Name, lease: &Lease) -> Result<Checkout, StoreError>;
+    /// from here on, a crash leaves a trace. Nothing is changed if the store has a later
+    /// version than `version`. A credential not yet known is created at version 0.
+    async fn checkout(
+        &self,
+        name: &Name,
+        version: u64,
+        lease: &Lease,
+    ) -> Result<Checkout, StoreError>;
 
     /// Replaces the tokens if the version is still `expected`; the new version is one
     /// more. Closes the intent and gives the lease back in the same commit, and clears
@@ -87,10 +92,14 @@ pub trait Store: Send + Sync + 'static {
 
 /// Makes a new name in a folder durable: syncing the file alone does not.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
+    folder_of(path)?.sync_all()
+}
+
+fn folder_of(path: &Path) -> io::Result<File> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(folder.unwrap_or(Path::new(".")))
 }
 
 /// A credential as it is kept.
@@ -119,19 +128,15 @@ pub struct Lease {
 }
 
 /// What [`Store::checkout`] found.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "one at a time, and nearly always the large one"
-)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Checkout {
-    /// The lease is ours, and the intent is durable. The record is as it was before.
+    /// The lease is ours, and the intent is durable.
     Granted {
-        /// The credential.
-        record: Record,
-        /// The refresh token in it was declared dead by its server: do not send it.
+        /// The refresh token was declared dead by its server: do not send it.
         buried: bool,
     },
+    /// Somebody else has saved newer tokens.
+    Newer(Record),
     /// Another process is refreshing it.
     Busy {
         /// When its lease ends at the latest.
@@ -188,6 +193,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What was seen.
         problem: String,
+    },
+    /// The file was made by a later version of Perennial.
+    #[error("{} was written by a newer Perennial; nothing was changed: run that version, or restore a backup from before it", path.display())]
+    Newer {
+        /// The store.
+        path: PathBuf,
     },
     /// The key does not open the store.
     #[error("{} was encrypted with key {expected}, and the key given is {given}; nothing was changed: set PERENNIAL_KEY, PERENNIAL_KEY_FILE or store.key_file to the right key", path.display())]

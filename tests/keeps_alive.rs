@@ -385,13 +385,13 @@ impl Slow {
 
 /// A server that accepts a replay: a refresh token that was spent already gets the same successor
 /// again, as servers with a grace window do it.
-fn lenient_server() -> FakeServer {
+pub fn lenient_server() -> FakeServer {
     let server = FakeServer::start();
     server.always(|request| successor_of(&request.refresh_token()));
     server
 }
 
-fn successor_of(refresh_token: &str) -> Deed {
+pub fn successor_of(refresh_token: &str) -> Deed {
     Deed::json(
         200,
         json!({
@@ -527,12 +527,12 @@ fn a_rotated_refresh_token_replaces_the_old_one_in_its_file() {
 }
 
 /// The fingerprint of the refresh token in a file, as the server's log writes it.
-fn in_file(path: &Path) -> String {
+pub fn in_file(path: &Path) -> String {
     let text = fs::read_to_string(path).expect("it is there at any moment");
     hex(Secret::new(text.trim()).fingerprint())
 }
 
-fn newest_saved(server: &AuthorizationServer) -> String {
+pub fn newest_saved(server: &AuthorizationServer) -> String {
     let log = server.log();
     let saved = log
         .iter()
@@ -809,13 +809,13 @@ fn expect_needs_login(perennial: &Perennial, service: &Service) {
 }
 
 /// `perennial status --json`.
-fn status(perennial: &Perennial) -> Value {
+pub fn status(perennial: &Perennial) -> Value {
     let finished: Finished = perennial.run(&["status", "--json"]);
     assert_eq!(finished.code(), Some(0), "{finished:?}");
     serde_json::from_str(&finished.stdout).expect("JSON and nothing else")
 }
 
-fn of_name<'a>(statuses: &'a Value, name: &str) -> &'a Value {
+pub fn of_name<'a>(statuses: &'a Value, name: &str) -> &'a Value {
     let found = statuses
         .as_array()
         .and_then(|all| all.iter().find(|status| status["name"] == name));
@@ -830,7 +830,7 @@ fn state_of(statuses: &Value, name: &str) -> String {
 }
 
 /// What the store of a service that is not running holds.
-pub(crate) fn stored(folder: &Path) -> BTreeMap<String, Record> {
+pub fn stored(folder: &Path) -> BTreeMap<String, Record> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let key = read_key_file(&folder.join("perennial.db.key")).expect("it was made");
     let cipher = Cipher::from_base64(&key).expect("it is one");
@@ -888,7 +888,7 @@ fn last_saved(
 }
 
 /// A fingerprint is the first half of what the server's log writes.
-fn hex(fingerprint: Fingerprint) -> String {
+pub fn hex(fingerprint: Fingerprint) -> String {
     fingerprint
         .0
         .iter()
@@ -896,12 +896,12 @@ fn hex(fingerprint: Fingerprint) -> String {
         .collect()
 }
 
-fn cut(sha256: Option<&str>) -> String {
+pub fn cut(sha256: Option<&str>) -> String {
     sha256.expect("the event has one")[..32].to_owned()
 }
 
 /// The samples of one metric, by their labels.
-pub(crate) fn samples(metrics: &str, name: &str) -> BTreeMap<String, f64> {
+pub fn samples(metrics: &str, name: &str) -> BTreeMap<String, f64> {
     let of = |line: &str| {
         let (labels, value) = line
             .strip_prefix(name)?
@@ -912,11 +912,11 @@ pub(crate) fn samples(metrics: &str, name: &str) -> BTreeMap<String, f64> {
     metrics.lines().filter_map(of).collect()
 }
 
-fn requests(log: &[Event]) -> impl Iterator<Item = &Event> {
+pub fn requests(log: &[Event]) -> impl Iterator<Item = &Event> {
     log.iter().filter(|event| event.event == "token_request")
 }
 
-fn count(log: &[Event], what: &str) -> usize {
+pub fn count(log: &[Event], what: &str) -> usize {
     log.iter().filter(|event| event.event == what).count()
 }
 

@@ -2,8 +2,6 @@
 //! everything that the program emits, at its most talkative, is searched for it.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -23,7 +21,7 @@ const MARK: &str = "Pl4ntedS3cret";
 
 /// Everything, from every crate that the binary is made of: more than a person could ask for.
 const EVERYTHING: &str = "trace,hyper=trace,hyper_util=trace,h2=trace,reqwest=trace,rustls=trace,\
-                          sqlx=trace,tokio_cron_scheduler=trace,warp=trace,opentelemetry=trace,\
+                          tokio_cron_scheduler=trace,warp=trace,opentelemetry=trace,\
                           tower=trace,mio=trace";
 
 /// The mark as it is, in base64 (it may begin at any of three places in a group), and in hex.
@@ -237,25 +235,10 @@ fn names() -> impl Iterator<Item = &'static str> {
     others.into_iter().chain(FAILURES)
 }
 
-/// Asks the control socket, as the command line does, and returns the whole answer.
-fn control(perennial: &Perennial, method: &str, path: &str, body: &str) -> String {
-    let socket = perennial.folder().join("perennial.sock");
-    let mut stream = UnixStream::connect(socket).expect("the service listens");
-    let request = format!(
-        "{method} /api/v1/credentials{path} HTTP/1.1\r\nHost: perennial\r\nConnection: close\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    answer
-}
-
 /// Waits until each credential has been tried, and the sinks too.
 fn wait_until_tried(perennial: &Perennial, service: &Service) {
     wait::until("every credential to be tried", SOON, || {
-        let answer = control(perennial, "GET", "", "");
+        let answer = perennial.control("GET", "", "");
         let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
         let statuses: Vec<Value> = serde_json::from_str(body).expect("JSON");
         assert_eq!(statuses.len(), names().count());
@@ -298,12 +281,12 @@ fn no_secret_leaves_the_program() {
     for path in ["/metrics", "/", "/healthz", "/readyz", "/missing"] {
         emitted.add(path, format!("{:?}", service.get(path)));
     }
-    emitted.add("control: list", control(&perennial, "GET", "", ""));
+    emitted.add("control: list", perennial.control("GET", "", ""));
     for name in names() {
         let path = format!("/{name}/refresh");
         emitted.add(
             &format!("control: {path}"),
-            control(&perennial, "POST", &path, ""),
+            perennial.control("POST", &path, ""),
         );
     }
     for (name, token) in [
@@ -314,7 +297,7 @@ fn no_secret_leaves_the_program() {
         ("needs-login", secret("first-needs-login")),
     ] {
         let path = format!("/{name}/refresh-token");
-        let answer = control(&perennial, "PUT", &path, &token);
+        let answer = perennial.control("PUT", &path, &token);
         emitted.add(&format!("control: import {name}"), answer);
     }
     let token_file = perennial.write("imported", &secret("imported-by-command"));

@@ -5,6 +5,9 @@ mod support;
 
 mod clocks;
 mod command_line;
+mod crashes;
+mod disks;
+mod hostile_servers;
 mod keeps_alive;
 mod leaks;
 mod observability;

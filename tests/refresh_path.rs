@@ -102,7 +102,7 @@ async fn a_panic_clears_the_way_and_is_not_repeated_at_once() {
 async fn nothing_is_published_before_it_is_saved() {
     let place = Place::with_one().await;
     place.store.fail("save", 3);
-    let versions = place.one().versions.subscribe();
+    let versions = place.one().versions().expect("it is told to a file");
     let refresh = place.begin(Cause::Due);
     place
         .eventually("a save fails", || place.store.left("save") < 3)
@@ -229,7 +229,8 @@ async fn a_lost_answer_is_replayed_once_a_second_later() {
 
 #[tokio::test]
 async fn no_answer_in_time_is_a_lost_answer() {
-    let place = Place::new(&["one"], Kind::Impatient).await;
+    let patience = Duration::from_millis(500);
+    let place = Place::new(&["one"], Kind::Impatient(patience)).await;
     place.import("refresh-0").await.unwrap();
     let (_release, held) = Deed::close().held();
     place.server.next(held);
@@ -297,7 +298,7 @@ async fn an_open_intent_is_replayed_at_once_after_a_crash() {
     };
     place
         .store
-        .checkout(&place.one().name, &lease)
+        .checkout(&place.one().name, 2, &lease)
         .await
         .unwrap();
     let place = place.reopen().await;
@@ -709,28 +710,28 @@ const HISTORY: History = History {
 const IN_FLIGHT: usize = 3;
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     RefreshToken,
     /// A refresh token too, at a provider that gets little time to answer.
-    Impatient,
+    Impatient(Duration),
     ClientCredentials,
     /// A grant whose first request panics.
     Panics,
 }
 
 /// A service in a folder of its own, before its own token endpoint.
-struct Place {
+pub(crate) struct Place {
     folder: Arc<tempfile::TempDir>,
-    server: Arc<FakeServer>,
+    pub(crate) server: Arc<FakeServer>,
     names: Vec<String>,
     kind: Kind,
-    clock: Arc<Hands>,
+    pub(crate) clock: Arc<Hands>,
     store: Arc<Flaky>,
     refresher: Arc<Refresher>,
 }
 
 impl Place {
-    async fn new(names: &[&str], kind: Kind) -> Self {
+    pub(crate) async fn new(names: &[&str], kind: Kind) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let server = Arc::new(FakeServer::start());
         let names = names.iter().map(|&name| name.to_owned()).collect();
@@ -768,7 +769,7 @@ impl Place {
         });
         // A busy machine needs seconds for what is otherwise done at once.
         let timeout = match kind {
-            Kind::Impatient => Duration::from_millis(500),
+            Kind::Impatient(timeout) => timeout,
             _ => Duration::from_secs(30),
         };
         let endpoint = TokenEndpoint {
@@ -781,6 +782,7 @@ impl Place {
             params: BTreeMap::new(),
             needs_login_errors: Vec::new(),
             default_expires_in: None,
+            timeout,
             http: oauth::http_client(timeout).unwrap(),
             clock: clock.clone(),
         };
@@ -809,11 +811,12 @@ impl Place {
                 });
             let scopes = Vec::new();
             let grant: Box<dyn Grant> = match kind {
-                Kind::RefreshToken | Kind::Impatient => Box::new(RefreshToken { scopes }),
+                Kind::RefreshToken | Kind::Impatient(_) => Box::new(RefreshToken { scopes }),
                 Kind::ClientCredentials => Box::new(ClientCredentials { scopes }),
                 Kind::Panics => Box::new(PanicsFirst::default()),
             };
             let (params, sinks, schedules) = Default::default();
+            let write_back = folder.path().join(name.as_str());
             Member::new(
                 name,
                 provider.clone(),
@@ -821,7 +824,7 @@ impl Place {
                 params,
                 rules,
                 sinks,
-                None,
+                Some(write_back),
                 schedules,
                 credential,
             )
@@ -862,7 +865,7 @@ impl Place {
         self.refresher.fleet.get(name).unwrap()
     }
 
-    fn one(&self) -> &Arc<Member> {
+    pub(crate) fn one(&self) -> &Arc<Member> {
         self.member("one")
     }
 
@@ -874,7 +877,7 @@ impl Place {
         self.credential().version
     }
 
-    fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.one().state(self.clock.now())
     }
 
@@ -882,7 +885,7 @@ impl Place {
         self.store.read(&self.one().name).await.unwrap().unwrap()
     }
 
-    async fn due(&self) -> Outcome {
+    pub(crate) async fn due(&self) -> Outcome {
         self.refresh(Cause::Due).await
     }
 
@@ -903,7 +906,7 @@ impl Place {
         tokio::spawn(async move { refresher.refresh(&member, cause).await })
     }
 
-    async fn import(&self, token: &str) -> Result<u64, ImportError> {
+    pub(crate) async fn import(&self, token: &str) -> Result<u64, ImportError> {
         self.import_to("one", token).await
     }
 
@@ -963,7 +966,7 @@ fn token(record: &Record) -> &str {
 }
 
 /// Both clocks, moved by hand.
-struct Hands {
+pub(crate) struct Hands {
     start: Timestamp,
     origin: Instant,
     ahead: Mutex<TimeDelta>,
@@ -974,7 +977,7 @@ impl Hands {
         self.pass_exactly(TimeDelta::seconds(seconds));
     }
 
-    fn pass_exactly(&self, time: TimeDelta) {
+    pub(crate) fn pass_exactly(&self, time: TimeDelta) {
         *self.ahead.lock().unwrap() += time;
     }
 }
@@ -1049,9 +1052,14 @@ impl Store for Flaky {
         self.store.read(name).await
     }
 
-    async fn checkout(&self, name: &Name, lease: &Lease) -> Result<Checkout, StoreError> {
+    async fn checkout(
+        &self,
+        name: &Name,
+        version: u64,
+        lease: &Lease,
+    ) -> Result<Checkout, StoreError> {
         self.perhaps("checkout")?;
-        self.store.checkout(name, lease).await
+        self.store.checkout(name, version, lease).await
     }
 
     async fn save(

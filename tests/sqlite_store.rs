@@ -7,13 +7,13 @@ use std::{
     future::poll_fn,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    pin::Pin,
     process::Command,
     task::Poll,
     time::Duration,
 };
 
 use chrono::DateTime;
+use futures_util::future::maybe_done;
 use perennial::{
     clock::Timestamp,
     credential::{LifetimeSource, TokenDetails, TokenSet},
@@ -25,8 +25,8 @@ use perennial::{
         sqlite::{History, SqliteStore},
     },
 };
+use rusqlite::Connection;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
 #[tokio::test]
 async fn a_second_process_is_told_who_has_the_store() {
@@ -132,12 +132,12 @@ async fn what_is_not_a_store_is_left_as_it_is() {
         ),
         (
             "another program's database",
-            database_of_another_program("DELETE").await,
+            database_of_another_program("DELETE"),
             "it is another program's database",
         ),
         (
             "another program's database with a log",
-            database_of_another_program("WAL").await,
+            database_of_another_program("WAL"),
             "it is another program's database",
         ),
         ("half a store", truncated, "malformed"),
@@ -190,7 +190,10 @@ async fn what_was_answered_survives_a_crash() {
         taken_at: start(),
         lasts: Duration::from_secs(30),
     };
-    store.checkout(&name("credential-7"), &held).await.unwrap();
+    store
+        .checkout(&name("credential-7"), 1, &held)
+        .await
+        .unwrap();
     let crashed = folder.copy_as_a_crash_leaves_it();
     store.close().await;
 
@@ -207,7 +210,10 @@ async fn what_was_answered_survives_a_crash() {
         owner: "next".into(),
         ..held
     };
-    let checkout = store.checkout(&name("credential-7"), &next).await.unwrap();
+    let checkout = store
+        .checkout(&name("credential-7"), 1, &next)
+        .await
+        .unwrap();
     assert!(matches!(checkout, Checkout::Granted { .. }), "{checkout:?}");
 }
 
@@ -223,7 +229,7 @@ async fn secrets_are_not_in_its_files() {
     };
     save(&store, "credential-in-clear", 0, planted).await;
     let subject = name("credential-in-clear");
-    store.checkout(&subject, &checkout).await.unwrap();
+    store.checkout(&subject, 1, &checkout).await.unwrap();
     let dead = tokens(planted).refresh_token.unwrap().fingerprint();
     store
         .settle(&subject, &checkout, &Default::default(), Some(dead))
@@ -275,7 +281,7 @@ async fn a_row_that_was_changed_is_named() {
         save(&store, "one", 0, "t").await;
         save(&store, "other", 0, "u").await;
         store.close().await;
-        folder.execute(change).await;
+        assert_eq!(folder.connection().execute(change, []).unwrap(), 1);
 
         let store = folder.open().await.unwrap();
         let sentence = "the tokens of one cannot be decrypted: the row was changed from \
@@ -295,12 +301,12 @@ async fn one_bad_change_does_not_fail_those_that_share_its_commit() {
     let folder = Folder::new();
     let store = folder.open().await.unwrap();
     // No change that the store makes is refused by SQLite on a whole disk, so one is forbidden.
-    folder
-        .execute(
-            "CREATE TRIGGER forbidden BEFORE INSERT ON firings WHEN NEW.job = 'forbidden'
-             BEGIN SELECT RAISE(ABORT, 'it is forbidden'); END",
-        )
-        .await;
+    let db = folder.connection();
+    db.execute_batch(
+        "CREATE TRIGGER forbidden BEFORE INSERT ON firings WHEN NEW.job = 'forbidden'
+         BEGIN SELECT RAISE(ABORT, 'it is forbidden'); END",
+    )
+    .unwrap();
     let jobs: Vec<_> = (0..20).map(|number| format!("job-{number}")).collect();
     let jobs: Vec<_> = jobs[..10]
         .iter()
@@ -309,11 +315,13 @@ async fn one_bad_change_does_not_fail_those_that_share_its_commit() {
         .chain(jobs[10..].iter().map(String::as_str))
         .map(name)
         .collect();
-    // The writer has not run yet when all of them wait: they are one group.
+    // While the first one waits for the lock of this connection, the others become a group.
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut changes = Vec::new();
     for job in &jobs {
         changes.push(begun(store.record_firing(job, start())).await);
     }
+    db.execute_batch("ROLLBACK").unwrap();
     for (change, job) in changes.into_iter().zip(&jobs) {
         let result = change.await;
         if job.as_str() == "forbidden" {
@@ -381,12 +389,14 @@ async fn a_change_whose_caller_gave_up_is_made_all_the_same() {
 async fn a_dropped_store_is_locked_until_its_last_change_is_made() {
     let folder = Folder::new();
     let store = folder.open().await.unwrap();
+    let db = folder.connection();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
     drop(begun(store.save(&name("one"), 0, &tokens("t"))).await);
     drop(store);
 
-    // The writer has not run yet.
     let error = folder.open().await.err().expect("a change is under way");
     assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+    db.execute_batch("ROLLBACK").unwrap();
     let reopened = async {
         loop {
             match folder.open().await {
@@ -525,14 +535,9 @@ impl Folder {
         copy
     }
 
-    /// Runs SQL on the database, past the store.
-    async fn execute(&self, sql: &'static str) {
-        let options = SqliteConnectOptions::new().filename(self.database());
-        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-        let done = sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-        let is_update = sql.starts_with("UPDATE");
-        assert_eq!(done.rows_affected(), u64::from(is_update), "{sql}");
-        connection.close().await.unwrap();
+    /// The database, past the store.
+    fn connection(&self) -> Connection {
+        Connection::open(self.database()).unwrap()
     }
 }
 
@@ -546,31 +551,30 @@ fn cipher(key: u8) -> Cipher {
     Cipher::from_base64(&Secret::new(text)).unwrap()
 }
 
-async fn database_of_another_program(journal_mode: &'static str) -> Vec<u8> {
+fn database_of_another_program(journal_mode: &str) -> Vec<u8> {
     let folder = Folder::new();
-    let options = SqliteConnectOptions::new()
-        .filename(folder.database())
-        .create_if_missing(true)
-        .pragma("journal_mode", journal_mode);
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::raw_sql("CREATE TABLE songs (title TEXT); INSERT INTO songs VALUES ('Perennial')")
-        .execute(&mut connection)
-        .await
+    let db = folder.connection();
+    db.pragma_update(None, "journal_mode", journal_mode)
         .unwrap();
-    connection.close().await.unwrap();
+    db.execute_batch("CREATE TABLE songs (title TEXT); INSERT INTO songs VALUES ('Perennial')")
+        .unwrap();
+    db.close().unwrap();
     fs::read(folder.database()).unwrap()
 }
 
 /// Starts a change and does not wait for it: when this returns, the change has been asked for.
-async fn begun<F: Future>(change: F) -> Pin<Box<impl Future<Output = F::Output>>> {
+async fn begun<F: Future>(change: F) -> impl Future<Output = F::Output> {
     // Without tokio's budget, which makes even what is ready wait now and then.
-    let mut change = Box::pin(tokio::task::unconstrained(change));
+    let mut change = Box::pin(maybe_done(tokio::task::unconstrained(change)));
     poll_fn(|context| {
-        assert!(change.as_mut().poll(context).is_pending());
+        let _ = change.as_mut().poll(context);
         Poll::Ready(())
     })
     .await;
-    change
+    async move {
+        change.as_mut().await;
+        change.as_mut().take_output().expect("it is done")
+    }
 }
 
 fn name(text: &str) -> Name {

@@ -93,6 +93,7 @@ keep_the_contract! {
         a_doubtful_settle_keeps_the_intent_open,
         a_checkout_without_an_end_is_doubtful_after_a_restart,
         without_a_refresh_token_nothing_is_intended,
+        a_checkout_with_an_old_version_changes_nothing,
         a_held_lease_is_busy_until_it_expires,
         the_holder_of_a_lease_gets_it_again,
         of_many_checkouts_at_once_one_is_granted,
@@ -115,19 +116,9 @@ async fn a_checkout_makes_what_is_not_known(place: impl Place) {
     assert_eq!(store.read(&name("one")).await.unwrap(), None);
     assert_eq!(store.load().await.unwrap(), []);
 
-    let new = Record {
-        name: name("one"),
-        version: 0,
-        tokens: None,
-        standing: Standing::default(),
-    };
-    assert_eq!(
-        store.checkout(&name("one"), &lease("a", 0)).await.unwrap(),
-        Checkout::Granted {
-            record: new.clone(),
-            buried: false
-        }
-    );
+    let new = unknown("one");
+    let checkout = store.checkout(&name("one"), 0, &lease("a", 0)).await;
+    assert_eq!(checkout.unwrap(), Checkout::Granted { buried: false });
     let store = restart(&place, store).await;
     assert_eq!(store.read(&name("one")).await.unwrap(), Some(new.clone()));
     assert_eq!(store.load().await.unwrap(), [new]);
@@ -279,6 +270,23 @@ async fn without_a_refresh_token_nothing_is_intended(place: impl Place) {
     }
 }
 
+async fn a_checkout_with_an_old_version_changes_nothing(place: impl Place) {
+    let [one, other] = place.open_twice().await;
+    save(&*one, "one", 0, &tokens("first")).await;
+    save(&*one, "one", 1, &tokens("second")).await;
+
+    let newer = record(&*one, "one").await;
+    let checkout = other.checkout(&name("one"), 1, &lease("b", 0)).await;
+    assert_eq!(checkout.unwrap(), Checkout::Newer(newer.clone()));
+    assert_eq!(record(&*one, "one").await, newer, "nothing is intended");
+    assert!(!is_busy(&*one, "one", &lease("a", 0)).await, "nor leased");
+
+    // While somebody refreshes it, his version is soon an old one as well.
+    let checkout = other.checkout(&name("one"), 1, &lease("b", 1)).await;
+    let busy = matches!(checkout.unwrap(), Checkout::Busy { .. });
+    assert!(busy, "the lease comes first");
+}
+
 async fn a_held_lease_is_busy_until_it_expires(place: impl Place) {
     let [one, other] = place.open_twice().await;
     save(&*one, "one", 0, &tokens("t")).await;
@@ -286,11 +294,8 @@ async fn a_held_lease_is_busy_until_it_expires(place: impl Place) {
 
     let until = lease("a", 0).taken_at + lease("a", 0).lasts;
     for at in [0, 29] {
-        assert_eq!(
-            other.checkout(&name("one"), &lease("b", at)).await.unwrap(),
-            Checkout::Busy { until },
-            "{at} s later"
-        );
+        let checkout = other.checkout(&name("one"), 1, &lease("b", at)).await;
+        assert_eq!(checkout.unwrap(), Checkout::Busy { until }, "{at} s later");
     }
     granted(&*other, "two", &lease("b", 0)).await;
     let (before, _) = granted(&*other, "one", &lease("b", 30)).await;
@@ -303,7 +308,7 @@ async fn the_holder_of_a_lease_gets_it_again(place: impl Place) {
     granted(&*store, "one", &lease("a", 0)).await;
     granted(&*store, "one", &lease("a", 20)).await;
     let until = start() + TimeDelta::seconds(50);
-    let checkout = store.checkout(&name("one"), &lease("b", 40)).await;
+    let checkout = store.checkout(&name("one"), 0, &lease("b", 40)).await;
     assert_eq!(checkout.unwrap(), Checkout::Busy { until });
 }
 
@@ -554,7 +559,7 @@ async fn a_closed_store_is_unavailable_and_can_be_opened_again(place: impl Place
     let fingerprint = Secret::new("t").fingerprint();
     refused("load", store.load().await);
     refused("read", store.read(&one).await);
-    refused("checkout", store.checkout(&one, &lease("a", 0)).await);
+    refused("checkout", store.checkout(&one, 1, &lease("a", 0)).await);
     refused("save", store.save(&one, 1, &tokens("lost")).await);
     let settled = store.settle(&one, &lease("a", 0), &troubled(), None).await;
     refused("settle", settled);
@@ -660,16 +665,30 @@ async fn save(store: &dyn Store, text: &str, expected: u64, tokens: &TokenSet) {
     assert_eq!(saved, Saved::Version(expected + 1), "{text}");
 }
 
-/// Checks out, expecting the lease.
+/// A credential that no store has heard of.
+fn unknown(text: &str) -> Record {
+    Record {
+        name: name(text),
+        version: 0,
+        tokens: None,
+        standing: Standing::default(),
+    }
+}
+
+/// Checks out, expecting the lease. Returns the record as it was before, and whether its refresh
+/// token is buried.
 async fn granted(store: &dyn Store, text: &str, lease: &Lease) -> (Record, bool) {
-    match store.checkout(&name(text), lease).await.unwrap() {
-        Checkout::Granted { record, buried } => (record, buried),
-        busy => panic!("{text}: {busy:?}"),
+    let known = store.read(&name(text)).await.unwrap();
+    let before = known.unwrap_or_else(|| unknown(text));
+    let checkout = store.checkout(&name(text), before.version, lease).await;
+    match checkout.unwrap() {
+        Checkout::Granted { buried } => (before, buried),
+        other => panic!("{text}: {other:?}"),
     }
 }
 
 async fn is_busy(store: &dyn Store, text: &str, lease: &Lease) -> bool {
-    let checkout = store.checkout(&name(text), lease).await.unwrap();
+    let checkout = store.checkout(&name(text), u64::MAX, lease).await.unwrap();
     matches!(checkout, Checkout::Busy { .. })
 }
 

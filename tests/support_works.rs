@@ -267,6 +267,33 @@ fn a_fake_server_answers_tears_and_hangs_up() {
 }
 
 #[test]
+fn a_fake_server_resets_drips_and_never_ends() {
+    let server = FakeServer::start();
+    let ask = || {
+        let mut client = TcpStream::connect(server.address()).expect("it listens");
+        client
+            .write_all(b"GET / HTTP/1.1\r\n\r\n")
+            .expect("it reads");
+        client
+    };
+    server.next(
+        Deed::json(200, "[1]")
+            .ending(At::Body(1))
+            .then_reset()
+            .slowly(Duration::from_millis(1)),
+    );
+    let mut answer = Vec::new();
+    let reset = ask().read_to_end(&mut answer).expect_err("a reset");
+    assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+    assert!(answer.ends_with(b"\r\n\r\n["), "{answer:?}");
+
+    server.next(Deed::raw("garbage\r\n", "").and_forever("more"));
+    let mut answer = vec![0; 1_000_000];
+    ask().read_exact(&mut answer).expect("as much as is wanted");
+    assert!(answer.starts_with(b"garbage\r\nconnection: close\r\n\r\nmoremore"));
+}
+
+#[test]
 fn a_fake_server_holds_an_answer_at_any_place_until_it_is_let_go() {
     let server = FakeServer::start();
     for (at, sent) in [

@@ -11,9 +11,9 @@ use crate::{
     config::Config,
 };
 
-pub(super) async fn run(config: &Config) -> Result<(), Failure> {
+pub(super) async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let app = App::open(config).await?;
+    let app = App::open(&config).await?;
     let lifetimes: BTreeMap<_, _> = app
         .refresher
         .fleet
@@ -24,12 +24,15 @@ pub(super) async fn run(config: &Config) -> Result<(), Failure> {
             Some((member.name.clone(), tokens.details.lifetime))
         })
         .collect();
-    for warning in check::warnings(config, |name| lifetimes.get(name).copied())? {
+    for warning in check::warnings(&config, |name| lifetimes.get(name).copied())? {
         warn!("{warning}");
     }
-    let running = app.start(config).await?;
+    let running = app.start(&config).await?;
+    let deadline = config.server.shutdown_timeout;
+    // The fleet has taken from it what it needs; for many credentials it is large.
+    drop((config, lifetimes));
     signals.next().await;
-    stop(running, config.server.shutdown_timeout, &mut signals).await
+    stop(running, deadline, &mut signals).await
 }
 
 /// Drains; a second signal, or the deadline, ends it at once.

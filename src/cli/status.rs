@@ -8,6 +8,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     status,
+    store::sqlite::SqliteStore,
 };
 
 #[derive(clap::Args)]
@@ -22,7 +23,7 @@ pub(super) async fn run(args: Args, config: &Config) -> Result<(), Failure> {
     let statuses: Vec<status::Status> = match &service {
         Some(service) => service.get("/api/v1/credentials").await?,
         // To look must not make anything: the store comes with the first start.
-        None if !config.store.sqlite_path().exists() => {
+        None if SqliteStore::is_absent(&config.store.sqlite_path()) => {
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
             status::of(&app::fleet(config, Vec::new(), &clock)?, clock.now())
         }

@@ -133,10 +133,7 @@ pub fn join(place: &str, key: &str) -> String {
 /// Parses a file. A syntax error is one problem with line and column, without the text
 /// of the line: it may hold a secret.
 pub fn parse(name: &str, text: &str) -> Result<Node, Problem> {
-    let source = Source {
-        name: name.into(),
-        text,
-    };
+    let source = Source::new(name, text);
     let table = DeTable::parse(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start).min(text.len());
         let before = &text.as_bytes()[..offset];
@@ -160,10 +157,7 @@ pub fn parse(name: &str, text: &str) -> Result<Node, Problem> {
 /// One value written as in TOML, for an override that is no text.
 pub fn parse_value(origin: &Origin, text: &str) -> Option<Node> {
     let value = DeValue::parse(text).ok()?;
-    let source = Source {
-        name: "".into(),
-        text,
-    };
+    let source = Source::new("", text);
     let mut node = source.node(0, value.into_inner()).ok()?;
     relocate(&mut node, origin);
     Some(node)
@@ -179,23 +173,25 @@ pub fn relocate(node: &mut Node, origin: &Origin) {
     }
 }
 
-struct Source<'a> {
+struct Source {
     name: Arc<str>,
-    text: &'a str,
+    /// Where each line ends, in order.
+    newlines: Vec<usize>,
 }
 
-impl Source<'_> {
+impl Source {
+    fn new(name: &str, text: &str) -> Self {
+        Self {
+            name: name.into(),
+            newlines: text.match_indices('\n').map(|(at, _)| at).collect(),
+        }
+    }
+
     fn at(&self, offset: usize) -> Origin {
-        let newlines = self
-            .text
-            .bytes()
-            .take(offset)
-            .filter(|&byte| byte == b'\n')
-            .count();
         Origin::File {
             name: self.name.clone(),
             offset,
-            line: newlines + 1,
+            line: self.newlines.partition_point(|&end| end < offset) + 1,
         }
     }
 

@@ -88,7 +88,12 @@ fn dotenv(text: &str) -> Result<BTreeMap<String, String>, Problem> {
 const PREFIX: &str = "PERENNIAL_";
 
 /// Variables with our prefix that other parts read.
-const OTHERS: [&str; 2] = ["PERENNIAL_LOG", "PERENNIAL_LOG_FORMAT"];
+const OTHERS: &[&str] = &[
+    "PERENNIAL_LOG",
+    "PERENNIAL_LOG_FORMAT",
+    #[cfg(debug_assertions)]
+    crate::crash::VARIABLE,
+];
 
 /// Short names of keys.
 const SHORT: [(&str, &[&str]); 2] = [
@@ -212,7 +217,7 @@ fn existing(root: &Node, section: &str, written: &str) -> Result<String, String>
 
 /// Every variable that would be understood.
 fn candidates(root: &Node, types: &Types) -> Vec<String> {
-    let mut all: Vec<String> = OTHERS.map(str::to_owned).to_vec();
+    let mut all: Vec<String> = OTHERS.iter().map(|&name| name.to_owned()).collect();
     all.extend(SHORT.map(|(short, _)| short.to_owned()));
     for section in types.sections() {
         let keys = types.section(section).map(shape::keys).unwrap_or_default();

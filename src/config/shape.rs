@@ -1,6 +1,7 @@
 //! Keys, types and ranges, checked against the schema made from the types, in the
 //! user's words.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use base64::Engine;
@@ -260,18 +261,19 @@ impl Check<'_> {
         place: &str,
         also_known: &[&str],
     ) {
-        let schema = resolved(self.root, schema);
+        let root = self.root;
+        let schema = &*resolved(root, schema);
         for (key, value) in table {
             let inside = join(place, key);
-            match property(&schema, key).or_else(|| {
+            match property(schema, key).or_else(|| {
                 schema
                     .get("additionalProperties")
                     .filter(|inner| inner.is_object())
             }) {
                 Some(inner) => self.value(value, inner, &inside),
-                None if is_open(&schema) => {}
+                None if is_open(schema) => {}
                 None => {
-                    let known = keys(&schema).into_iter().chain(also_known.iter().copied());
+                    let known = keys(schema).into_iter().chain(also_known.iter().copied());
                     let known: Vec<&str> = known.collect();
                     let cure = match self.types.home_of(key) {
                         Some(home) if nearest(key, known.iter().copied()).is_none() => {
@@ -293,7 +295,7 @@ impl Check<'_> {
             .filter_map(Json::as_str)
             .filter(|key| !table.contains_key(*key))
         {
-            let example = property(&schema, key).map(example).unwrap_or_default();
+            let example = property(schema, key).map(example).unwrap_or_default();
             let text = format!("is missing; add {key} = {example}");
             self.out
                 .push(Problem::new(&node.origin, join(place, key), text));
@@ -301,7 +303,8 @@ impl Check<'_> {
     }
 
     fn value(&mut self, node: &Node, schema: &Json, place: &str) {
-        let schema = &resolved(self.root, schema);
+        let root = self.root;
+        let schema = &*resolved(root, schema);
         // What stands in place of a table may be anything, so it is not repeated either.
         let secret = is_secret(schema) || accepts(schema, "object");
         let problem = match &node.value {
@@ -356,17 +359,21 @@ impl Check<'_> {
 
 /// The schema itself, or the one under `root` that it refers to, with its own words first:
 /// the doc text and the default stand beside the reference.
-pub fn resolved(root: &Json, schema: &Json) -> Json {
+pub fn resolved<'a>(root: &'a Json, schema: &'a Json) -> Cow<'a, Json> {
     let target = schema.get("$ref").and_then(Json::as_str);
     let pointer = target.and_then(|target| target.strip_prefix('#'));
     let Some(target) = pointer.and_then(|pointer| root.pointer(pointer)) else {
-        return schema.clone();
+        return Cow::Borrowed(schema);
     };
-    let mut merged = target.clone();
-    if let (Some(merged), Some(own)) = (merged.as_object_mut(), schema.as_object()) {
-        merged.extend(own.clone());
+    let own = schema.as_object().filter(|own| own.len() > 1);
+    match (own, target.as_object()) {
+        (Some(own), Some(target)) => {
+            let mut merged = target.clone();
+            merged.extend(own.clone());
+            Cow::Owned(Json::Object(merged))
+        }
+        _ => Cow::Borrowed(target),
     }
-    merged
 }
 
 /// The value as it was probably meant, where that is clear.

@@ -27,6 +27,12 @@ pub struct Rules {
 
 /// Lifetimes shorter than this cannot be kept alive by anyone, and would make a storm.
 const SHORTEST_LIFE: TimeDelta = TimeDelta::seconds(1);
+/// A token that lives shorter than this is dead before it has been of use to anybody, and
+/// the way to the provider and back takes as long: see [`breather`].
+const SHORTEST_USEFUL_LIFE: TimeDelta = TimeDelta::seconds(3);
+/// A provider that wants to be asked sooner than this (`refresh_in`) is asked after this,
+/// unless two thirds of the life come earlier.
+const SHORTEST_REFRESH_IN: TimeDelta = TimeDelta::minutes(1);
 /// Lifetimes beyond this are taken as this; larger numbers only overflow later.
 const LONGEST_LIFE: TimeDelta = TimeDelta::days(3_650);
 /// The user's own rule: warn below 6 hours.
@@ -63,8 +69,12 @@ impl Life {
         let mandatory = (end - margin).max(min_age);
 
         let (refresh, spread) = match details.refresh_in {
-            // The provider's own word needs no jitter of ours.
-            Some(wanted) => (delta(wanted).max(SHORTEST_LIFE / 2), TimeDelta::zero()),
+            // The provider's own word needs no jitter of ours. A word that would make a storm
+            // is not taken.
+            Some(wanted) => {
+                let soonest = SHORTEST_REFRESH_IN.min(end - end / 3);
+                (delta(wanted).max(soonest), TimeDelta::zero())
+            }
             None => (end - end / 3, end / 30),
         };
         // An unused refresh token is used well before it dies, however long the access
@@ -280,6 +290,23 @@ pub fn misconfigured_wait(failures: u32, roll: f64) -> TimeDelta {
     TimeDelta::milliseconds(half + (half as f64 * roll) as i64)
 }
 
+/// Does an access token die too soon to be kept alive by anyone?
+pub fn is_too_short(lifetime: Duration) -> bool {
+    delta(lifetime) < SHORTEST_USEFUL_LIFE
+}
+
+/// How long to leave a provider alone after so many tokens in a row that were
+/// [too short-lived](is_too_short): 1 s doubling to 5 min. `None` when there is no need.
+///
+/// The first ones come from honest servers too, at the end of a token that they give to
+/// everybody who asks until it dies; so it begins in a hurry. A server that never gives
+/// anything better is asked some 300 times a day, and no other rule lets two refreshes that
+/// nobody asked for come closer together than a second.
+pub fn breather(too_short_in_a_row: u32) -> Option<TimeDelta> {
+    let doublings = too_short_in_a_row.checked_sub(1)?.min(9);
+    Some((TimeDelta::seconds(1) * (1 << doublings)).min(TimeDelta::minutes(5)))
+}
+
 /// A number in `0..1` that is the same for the same credential, version and attempt, and
 /// unrelated between them: restarts and replicas agree, herds do not form.
 pub fn roll(name: &Name, version: u64, attempt: u32) -> f64 {
@@ -482,6 +509,39 @@ mod tests {
             }
             let slow = misconfigured_wait(failures, roll);
             prop_assert!(slow >= TimeDelta::seconds(150) && slow <= TimeDelta::hours(1));
+        }
+
+        #[test]
+        fn two_refreshes_that_nobody_asked_for_are_a_second_apart(
+            lifetime in 0.0..100.0_f64,
+            refresh_in in proptest::option::of(0.0..100.0_f64),
+            too_short_before in 0_u32..u32::MAX,
+            version in 0_u64..1_000_000,
+        ) {
+            let mut details = details(0);
+            details.lifetime = Duration::from_secs_f64(lifetime);
+            details.refresh_in = refresh_in.map(Duration::from_secs_f64);
+            let due = Life::of(&details, &Rules::default()).due(roll(&name(), version, 0));
+            let in_a_row = if is_too_short(details.lifetime) { too_short_before + 1 } else { 0 };
+            let wait = breather(in_a_row).map_or(due, |breather| breather.max(due));
+            prop_assert!(wait >= TimeDelta::seconds(1), "a storm: {wait}");
+            if in_a_row > 9 {
+                prop_assert_eq!(wait, TimeDelta::minutes(5));
+            }
+        }
+
+        #[test]
+        fn a_provider_that_wants_to_be_asked_at_once_waits_a_minute_or_most_of_the_life(
+            lifetime in 3_u64..10_000_000,
+            refresh_in in 0_u64..120,
+        ) {
+            let mut details = details(lifetime);
+            details.refresh_in = Some(Duration::from_secs(refresh_in));
+            let due = Life::of(&details, &Rules::default()).due(0.5);
+            let asked = TimeDelta::seconds(refresh_in as i64);
+            let two_thirds = TimeDelta::milliseconds(lifetime as i64 * 2_000 / 3);
+            prop_assert!(due >= TimeDelta::minutes(1).min(two_thirds));
+            prop_assert!(due <= asked.max(TimeDelta::minutes(1)));
         }
 
         #[test]

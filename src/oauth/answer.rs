@@ -40,6 +40,8 @@ pub struct Context<'a> {
     pub needs_login_errors: &'a [String],
     /// The tokens before: what an answer omits is carried forward.
     pub previous: Option<&'a TokenSet>,
+    /// What was sent, and must not come back to us as a word to print.
+    pub secrets: Vec<&'a str>,
 }
 
 /// A server that asks for longer than this is not believed.
@@ -50,21 +52,29 @@ const ASSUMED_LIFETIME: Duration = Duration::from_secs(3_600);
 /// Reads an answer. A token set comes back whenever there is an access token in it: it is
 /// saved before anything else about it is judged.
 pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<TokenSet, GrantError> {
-    let fields = fields(raw);
-    // Success first, but an `error` beside it wins: some servers answer 200 to everything.
-    let error = fields.as_ref().and_then(|fields| text(fields, "error"));
-    match (fields, error) {
-        (Some(fields), None) if status.is_success() => {
-            tokens(&fields, raw, context).ok_or_else(|| bad_answer("no_access_token"))
-        }
-        (_, Some(code)) => Err(by_code(&code, status, raw, context)),
-        _ => Err(by_status(status, raw, context)),
+    let Some(fields) = fields(raw) else {
+        return Err(by_status(status, raw, context));
+    };
+    // Tokens first: a refresh token that comes beside an `error` has replaced ours.
+    if status.is_success()
+        && let Some(tokens) = tokens(&fields, raw, context)
+    {
+        return Ok(tokens);
+    }
+    // Some servers answer 200 to everything.
+    match text(&fields, "error") {
+        Some(code) => Err(by_code(&code, status, raw, context)),
+        None if status.is_success() => Err(bad_answer("no_access_token")),
+        None => Err(by_status(status, raw, context)),
     }
 }
 
 /// The fields of a JSON object, or of a form for servers that know no other way.
 fn fields(raw: &Raw) -> Option<Map<String, Value>> {
-    if let Ok(Value::Object(fields)) = serde_json::from_slice(&raw.body) {
+    // RFC 8259 section 8.1 allows to ignore a byte order mark, and asks for UTF-8. A server
+    // that sends a name in another encoding beside the tokens has rotated them all the same.
+    let text = Zeroizing::new(String::from_utf8_lossy(&raw.body).into_owned());
+    if let Ok(Value::Object(fields)) = serde_json::from_str(text.trim_start_matches('\u{feff}')) {
         return Some(fields);
     }
     let is_form = raw.content_type.as_deref().is_some_and(|content_type| {
@@ -215,7 +225,7 @@ const TRANSIENT: [&str; 3] = [
 ];
 
 fn by_code(code: &str, status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError {
-    let detail = printable(code);
+    let detail = printable(code, context);
     let transient = |reason| GrantError::Transient {
         reason,
         detail: detail.clone(),
@@ -293,17 +303,27 @@ fn http_date(text: &str) -> Option<Timestamp> {
 /// `Retry-After` in both forms (RFC 9110 section 10.2.3), at most [`LONGEST_RETRY_AFTER`].
 fn retry_after(raw: &Raw, now: Timestamp) -> Option<Duration> {
     let value = raw.retry_after.as_deref()?.trim();
+    let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     let wait = match value.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) if is_number => LONGEST_RETRY_AFTER,
         Err(_) => from_now(http_date(value)?, raw, now)?,
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }
 
-/// An error code fit for a log: a server might put anything there.
-fn printable(code: &str) -> String {
-    let ok = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if code.len() <= 64 && code.chars().all(ok) {
+/// An error code fit for a log. What we know is safe. Anything else might be anything, even
+/// our own token sent back or a new one, so it must look like a code (`bad_refresh_token`; no
+/// digits, one case) and share nothing with what was sent.
+fn printable(code: &str, context: &Context<'_>) -> String {
+    let ours = [&NEEDS_LOGIN[..], &TRANSIENT, &MISCONFIGURED, &["slow_down"]].concat();
+    let known = ours.contains(&code) || context.needs_login_errors.iter().any(|own| own == code);
+    let words = |letter: fn(&char) -> bool| code.chars().all(|c| c == '_' || letter(&c));
+    let looks_like_one =
+        code.len() <= 40 && (words(char::is_ascii_lowercase) || words(char::is_ascii_uppercase));
+    let secrets = || context.secrets.iter().filter(|secret| !secret.is_empty());
+    let shares = || secrets().any(|secret| secret.contains(code) || code.contains(secret));
+    if known || (looks_like_one && !shares()) {
         code.to_owned()
     } else {
         "unreadable_code".into()

@@ -572,7 +572,7 @@ impl Store for Ledger {
         unreachable!("a runner does not")
     }
 
-    async fn checkout(&self, _: &Name, _: &Lease) -> Result<Checkout, StoreError> {
+    async fn checkout(&self, _: &Name, _: u64, _: &Lease) -> Result<Checkout, StoreError> {
         unreachable!("a runner does not")
     }
 

@@ -8,13 +8,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use super::{Delivery, Sink, SinkError, file};
 use crate::{
     clock::Clock,
+    crash::{self, Step},
     events::Delivered,
     fleet::{Member, Version},
     metrics::Metrics,
@@ -48,14 +49,22 @@ impl Deliveries {
             .iter()
             .cloned()
             .map(|sink| Box::new(Handover { sink }) as Box<dyn Target>);
+        let Some(versions) = member.versions() else {
+            return;
+        };
         for target in targets.chain(write_back.map(|target| Box::new(target) as _)) {
             self.metrics.expect_sink(target.kind());
-            self.tasks.spawn(self.clone().run(member.clone(), target));
+            let run = self.clone().run(member.clone(), versions.clone(), target);
+            self.tasks.spawn(run);
         }
     }
 
-    async fn run(self, member: Arc<Member>, target: Box<dyn Target>) {
-        let mut versions = member.versions.subscribe();
+    async fn run(
+        self,
+        member: Arc<Member>,
+        mut versions: watch::Receiver<Version>,
+        target: Box<dyn Target>,
+    ) {
         versions.mark_changed();
         let mut retry_in = FIRST_RETRY;
         loop {
@@ -153,7 +162,10 @@ impl Target for Handover {
                 expires_at,
             }
         };
-        self.sink.deliver(&delivery).await.map(|()| true)
+        crash::point(Step::Delivering);
+        self.sink.deliver(&delivery).await?;
+        crash::point(Step::Delivered);
+        Ok(true)
     }
 }
 
@@ -205,7 +217,10 @@ impl Target for WriteBack {
                     put(beside.as_ref(), &found)?;
                 }
             }
-            put(&path, &token).map(|()| true)
+            crash::point(Step::WritingBack);
+            put(&path, &token)?;
+            crash::point(Step::WrittenBack);
+            Ok(true)
         };
         let path = self.path.display();
         let changed = tokio::task::spawn_blocking(write)

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Delivery, Sink, SinkError};
+use crate::crash::{self, Step};
 
 /// Keeps the current access token in a file. Readers see the old token or the new one,
 /// never a part.
@@ -120,6 +121,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()
     });
+    crash::point(Step::Drafted);
     if let Err(error) = written.and_then(|()| fs::rename(&draft, path)) {
         let _ = fs::remove_file(&draft);
         return Err(error);

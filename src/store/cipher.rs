@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
@@ -15,7 +15,7 @@ use chacha20poly1305::{
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{StoreError, sync_folder_of};
+use super::{StoreError, folder_of};
 use crate::secret::Secret;
 
 const KEY_BYTES: usize = 32;
@@ -114,22 +114,33 @@ pub fn read_key_file(path: &Path) -> Result<Secret, StoreError> {
     fs::read_to_string(path).map(Secret::new).map_err(failed)
 }
 
-/// Makes a new key and writes it to its file, mode 0600, durably. Never replaces a file.
+/// Makes a new key and writes it to its file, mode 0600, durably. Never replaces a file: whoever
+/// sees one sees a whole key.
 pub fn generate_key_file(path: &Path) -> Result<Secret, StoreError> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     getrandom::fill(&mut *bytes).expect("the operating system gives random bytes");
     let text = Secret::new(STANDARD.encode(*bytes));
     let write = || {
+        let folder = folder_of(path)?;
+        // Two that begin at the same time must not each have a key. Some network file systems
+        // refuse to lock a folder.
+        let _ = folder.lock();
+        if path.exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".new");
         let mut file = fs::OpenOptions::new()
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .write(true)
             .mode(0o600)
-            .open(path)?;
-        // Half a key must not stand in the way of the next attempt.
+            .open(&draft)?;
         writeln!(file, "{}", text.expose())
             .and_then(|()| file.sync_all())
-            .and_then(|()| sync_folder_of(path))
-            .inspect_err(|_| _ = fs::remove_file(path))
+            .and_then(|()| fs::rename(&draft, path))
+            .and_then(|()| folder.sync_all())
+            .inspect_err(|_| _ = fs::remove_file(&draft))
     };
     write().map_err(|error| {
         StoreError::Key(format!(

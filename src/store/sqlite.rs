@@ -1,35 +1,34 @@
 //! The embedded store: SQLite, WAL, every commit synced to the disk, one process.
 //!
 //! `writer` is the only connection that writes; it lets changes that arrive together
-//! share a commit. `statements` is every change it knows. Reads have connections of
-//! their own.
+//! share a commit. `statements` is every change it knows, and `file` is what surrounds
+//! them on the disk. Reads have a connection of their own.
 
+mod file;
 mod statements;
 mod writer;
 
 use std::{
-    fs::{self, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
+    fs,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use chrono::DateTime;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
-use sqlx::{
-    ConnectOptions, Connection, Row, SqlSafeStr, SqliteConnection, SqlitePool,
-    migrate::{MigrateError, Migration, MigrationType, Migrator},
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
-};
+use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
-use self::writer::Writer;
+use self::{
+    file::OpenFiles,
+    statements::{CheckedOut, NewTokens, SealedRow, Settlement},
+    writer::Writer,
+};
 use super::{
     Checkout, Lease, Record, RunRecord, Saved, Store, StoreError, cipher::Cipher, lock::StoreLock,
-    sync_folder_of,
 };
 use crate::{
     clock::Timestamp,
@@ -37,8 +36,6 @@ use crate::{
     name::Name,
     secret::{Fingerprint, Secret},
 };
-
-const APPLICATION_ID: i32 = 1_347_309_132;
 
 /// Runs kept for each job.
 #[derive(Clone, Copy, Debug)]
@@ -51,120 +48,113 @@ pub struct History {
 
 /// The embedded store.
 pub struct SqliteStore {
-    path: PathBuf,
-    cipher: Cipher,
+    rows: Arc<Rows>,
     history: History,
     writer: Writer,
-    readers: SqlitePool,
+    // Reads are rare: at the start, and when something went wrong.
+    reader: Arc<Mutex<Option<Connection>>>,
 }
 
 impl SqliteStore {
     /// Opens the store at `path`, or makes one if there is nothing at all. A file that is
     /// not one of ours, is damaged, or was made with another key is left as it is.
     pub async fn open(path: &Path, cipher: Cipher, history: History) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        spawn_blocking(move || Self::open_now(&path, cipher, history))
+            .await
+            .expect("opening does not panic")
+    }
+
+    fn open_now(path: &Path, cipher: Cipher, history: History) -> Result<Self, StoreError> {
         // The files beside a store go by its own name, whatever link led to it.
-        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let lock = StoreLock::acquire(path)?;
+        let path = fs::canonicalize(path)
+            .or_else(|_| std::path::absolute(path))
+            .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+        let lock = StoreLock::acquire(&path)?;
         if path.exists() {
-            look(path, &cipher).await?;
+            file::look(&path, &cipher)?;
         } else {
-            create(path, &cipher).await?;
+            file::create(&path, &cipher)?;
         }
-        let mut connection = SqliteConnection::connect_with(&options(path))
-            .await
-            .map_err(unavailable)?;
-        migrate(path, &mut connection).await?;
+        let mut db = file::connect(&path)?;
+        file::migrate(&path, &mut db)?;
         // Whoever held a lease on an embedded store is dead, since we have the lock.
-        sqlx::query("UPDATE credentials SET lease_owner = NULL WHERE lease_owner IS NOT NULL")
-            .execute(&mut connection)
-            .await
-            .map_err(unavailable)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(2)
-            .connect_with(options(path).read_only(true))
-            .await
-            .map_err(unavailable)?;
+        db.execute(
+            "UPDATE credentials SET lease_owner = NULL WHERE lease_owner IS NOT NULL",
+            [],
+        )
+        .map_err(unavailable)?;
+        let reader = file::connect_for_reading(&path)?;
+        let files = OpenFiles::of(&path)?;
+        let writer = Writer::start(db, files, lock);
         Ok(Self {
-            path: path.to_owned(),
-            cipher,
+            rows: Arc::new(Rows { path, cipher }),
             history,
-            writer: Writer::start(connection, lock),
-            readers,
+            writer,
+            reader: Arc::new(Mutex::new(Some(reader))),
         })
+    }
+
+    /// Is there nothing at this path, not even what a lost store leaves behind?
+    pub fn is_absent(path: &Path) -> bool {
+        !path.exists() && !file::has_log(path)
     }
 
     /// Where the store is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.rows.path
     }
 
-    fn record(&self, row: &SqliteRow) -> Result<Record, StoreError> {
-        let get = |error| damaged(&self.path, error);
-        let name: String = row.try_get("name").map_err(get)?;
-        let name: Name = name.parse().map_err(|error| damaged(&self.path, error))?;
-        let version = row.try_get::<i64, _>("version").map_err(get)? as u64;
-        let standing: String = row.try_get("standing").map_err(get)?;
-        let mut standing: Standing =
-            serde_json::from_str(&standing).map_err(|error| damaged(&self.path, error))?;
-        standing.doubtful |= row.try_get::<bool, _>("doubtful").map_err(get)?;
-        let sealed: Option<Vec<u8>> = row.try_get("sealed").map_err(get)?;
-        let tokens = match sealed {
-            None => None,
-            Some(sealed) => {
-                let details: String = row.try_get("details").map_err(get)?;
-                let details =
-                    serde_json::from_str(&details).map_err(|error| damaged(&self.path, error))?;
-                let tokens = unseal(&self.cipher, &name, version, &sealed, details);
-                Some(tokens.ok_or_else(|| StoreError::Tampered { name: name.clone() })?)
-            }
+    async fn look_up<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let reader = self.reader.clone();
+        let look_up = move || match &*reader.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(db) => query(db).map_err(unavailable),
+            None => Err(StoreError::Unavailable("it is closed".into())),
         };
-        Ok(Record {
-            name,
-            version,
-            tokens,
-            standing,
-        })
+        spawn_blocking(look_up)
+            .await
+            .expect("a query does not panic")
     }
 }
-
-/// What a record is read from.
-const COLUMNS: &str = "name, version, sealed, details, standing, intent IS NOT NULL AS doubtful";
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self) -> Result<Vec<Record>, StoreError> {
-        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM credentials ORDER BY name"));
-        let rows = sqlx::query(sql)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(unavailable)?;
-        rows.iter().map(|row| self.record(row)).collect()
+        let rows = self.rows.clone();
+        // One row after the other: all of them sealed and open would be there twice.
+        let records = self.look_up(move |db| {
+            let columns = SealedRow::COLUMNS;
+            db.prepare(&format!("SELECT {columns} FROM credentials ORDER BY name"))?
+                .query_map([], |row| SealedRow::read(row).map(|row| rows.open(row)))?
+                .collect::<rusqlite::Result<Result<Vec<_>, _>>>()
+        });
+        records.await?
     }
 
     async fn read(&self, name: &Name) -> Result<Option<Record>, StoreError> {
-        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM credentials WHERE name = ?"));
-        let row = sqlx::query(sql)
-            .bind(name.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(unavailable)?;
-        row.map(|row| self.record(&row)).transpose()
+        let name = name.clone();
+        let row = self.look_up(move |db| statements::find(db, &name)).await?;
+        row.map(|row| self.rows.open(row)).transpose()
     }
 
-    async fn checkout(&self, name: &Name, lease: &Lease) -> Result<Checkout, StoreError> {
-        let checkout = statements::Checkout {
-            name: name.clone(),
-            lease: lease.clone(),
-        };
-        match self.writer.write(checkout).await? {
-            statements::CheckedOut::Busy(until) => Ok(Checkout::Busy {
+    async fn checkout(
+        &self,
+        name: &Name,
+        version: u64,
+        lease: &Lease,
+    ) -> Result<Checkout, StoreError> {
+        let (name, lease) = (name.clone(), lease.clone());
+        let checkout = move |db: &Connection| statements::checkout(db, &name, version, &lease);
+        Ok(match self.writer.write(checkout).await? {
+            CheckedOut::Granted { buried } => Checkout::Granted { buried },
+            CheckedOut::Newer(row) => Checkout::Newer(self.rows.open(row)?),
+            CheckedOut::Busy(until) => Checkout::Busy {
                 until: from_millis(until),
-            }),
-            statements::CheckedOut::Granted { before, buried } => Ok(Checkout::Granted {
-                record: self.record(&before)?,
-                buried,
-            }),
-        }
+            },
+        })
     }
 
     async fn save(
@@ -174,16 +164,15 @@ impl Store for SqliteStore {
         tokens: &TokenSet,
     ) -> Result<Saved, StoreError> {
         let version = expected + 1;
-        let save = statements::Save {
-            name: name.clone(),
-            expected,
-            key_id: self.cipher.key_id().to_owned(),
-            sealed: seal(&self.cipher, name, version, tokens),
+        let tokens = NewTokens {
+            key_id: self.rows.cipher.key_id().to_owned(),
+            sealed: seal(&self.rows.cipher, name, version, tokens),
             details: json(&tokens.details),
             fingerprint: tokens.refresh_token.as_ref().map(Secret::fingerprint),
         };
-        let saved = self.writer.write(save).await?;
-        Ok(if saved {
+        let name = name.clone();
+        let save = move |db: &Connection| statements::save(db, &name, expected, &tokens);
+        Ok(if self.writer.write(save).await? {
             Saved::Version(version)
         } else {
             Saved::Conflict
@@ -197,252 +186,124 @@ impl Store for SqliteStore {
         standing: &Standing,
         bury: Option<Fingerprint>,
     ) -> Result<(), StoreError> {
-        let settle = statements::Settle {
-            name: name.clone(),
+        let settlement = Settlement {
             owner: lease.owner.clone(),
             standing: json(standing),
             doubtful: standing.doubtful,
             bury,
         };
+        let name = name.clone();
+        let settle = move |db: &Connection| statements::settle(db, &name, &settlement);
         self.writer.write(settle).await
     }
 
     async fn is_buried(&self, name: &Name, token: Fingerprint) -> Result<bool, StoreError> {
-        sqlx::query("SELECT 1 FROM buried WHERE name = ? AND fingerprint = ?")
-            .bind(name.as_str())
-            .bind(token.0.to_vec())
-            .fetch_optional(&self.readers)
-            .await
-            .map(|row| row.is_some())
-            .map_err(unavailable)
+        let name = name.clone();
+        self.look_up(move |db| {
+            db.prepare_cached("SELECT 1 FROM buried WHERE name = ? AND fingerprint = ?")?
+                .exists(params![name.as_str(), token.0])
+        })
+        .await
     }
 
     async fn record_run(&self, run: &RunRecord) -> Result<(), StoreError> {
+        let (run, history) = (run.clone(), self.history);
         self.writer
-            .write(statements::AddRun {
-                run: run.clone(),
-                history: self.history,
-            })
+            .write(move |db| statements::add_run(db, &run, history))
             .await
     }
 
     async fn runs(&self, job: &Name, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
-        let rows = sqlx::query(
-            r#"SELECT "trigger", outcome, started_at, duration_ms, summary, trace_id
-               FROM runs WHERE job = ? ORDER BY id DESC LIMIT ?"#,
-        )
-        .bind(job.as_str())
-        .bind(limit)
-        .fetch_all(&self.readers)
+        let job = job.clone();
+        self.look_up(move |db| {
+            let read = |row: &Row| {
+                Ok(RunRecord {
+                    job: job.clone(),
+                    trigger: row.get(0)?,
+                    outcome: row.get(1)?,
+                    started_at: from_millis(row.get(2)?),
+                    duration: Duration::from_millis(row.get::<_, i64>(3)? as u64),
+                    summary: row.get(4)?,
+                    trace_id: row.get(5)?,
+                })
+            };
+            db.prepare_cached(
+                r#"SELECT "trigger", outcome, started_at, duration_ms, summary, trace_id
+                   FROM runs WHERE job = ? ORDER BY id DESC LIMIT ?"#,
+            )?
+            .query_map(params![job.as_str(), limit], read)?
+            .collect()
+        })
         .await
-        .map_err(unavailable)?;
-        let run = |row: &SqliteRow| -> Result<RunRecord, sqlx::Error> {
-            Ok(RunRecord {
-                job: job.clone(),
-                trigger: row.try_get("trigger")?,
-                outcome: row.try_get("outcome")?,
-                started_at: from_millis(row.try_get("started_at")?),
-                duration: Duration::from_millis(row.try_get::<i64, _>("duration_ms")? as u64),
-                summary: row.try_get("summary")?,
-                trace_id: row.try_get("trace_id")?,
-            })
-        };
-        rows.iter()
-            .map(run)
-            .collect::<Result<_, _>>()
-            .map_err(|error| damaged(&self.path, error))
     }
 
     async fn record_firing(&self, job: &Name, at: Timestamp) -> Result<(), StoreError> {
+        let job = job.clone();
         self.writer
-            .write(statements::SetFiring {
-                job: job.clone(),
-                at,
-            })
+            .write(move |db| statements::set_firing(db, &job, at))
             .await
     }
 
     async fn last_firing(&self, job: &Name) -> Result<Option<Timestamp>, StoreError> {
-        let row = sqlx::query("SELECT at FROM firings WHERE job = ?")
-            .bind(job.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(unavailable)?;
-        let at = row.map(|row| row.try_get("at")).transpose();
-        Ok(at
-            .map_err(|error| damaged(&self.path, error))?
-            .map(from_millis))
+        let job = job.clone();
+        let at = self
+            .look_up(move |db| {
+                db.prepare_cached("SELECT at FROM firings WHERE job = ?")?
+                    .query_row([job.as_str()], |row| row.get(0))
+                    .optional()
+            })
+            .await?;
+        Ok(at.map(from_millis))
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        self.writer.write(statements::Probe).await
+        self.writer.write(statements::probe).await
     }
 
     async fn close(&self) {
-        self.readers.close().await;
+        self.reader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         self.writer.close().await;
     }
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .journal_mode(SqliteJournalMode::Wal)
-        // An answer of a commit means that the disk has it.
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(Duration::from_secs(5))
-        .disable_statement_logging()
+/// What it takes to read a row.
+struct Rows {
+    path: PathBuf,
+    cipher: Cipher,
 }
 
-async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let first = include_str!("migrations/0001_first.sql").into_sql_str();
-    let migrations = vec![Migration::new(
-        1,
-        "first".into(),
-        MigrationType::Simple,
-        first,
-        false,
-    )];
-    // Not `run`: the compiler cannot see that its future is `Send`.
-    Migrator::with_migrations(migrations)
-        .run_direct(None, connection, false)
-        .await
-        .map_err(|error| match error {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
-                unavailable(error)
+impl Rows {
+    fn open(&self, row: SealedRow) -> Result<Record, StoreError> {
+        let damage = |error: &dyn std::error::Error| damaged(&self.path, error);
+        let name: Name = row
+            .name
+            .parse()
+            .map_err(|error| damaged(&self.path, error))?;
+        let mut standing: Standing =
+            serde_json::from_str(&row.standing).map_err(|error| damage(&error))?;
+        standing.doubtful |= row.intended;
+        let tokens = match &row.sealed {
+            None => None,
+            Some(sealed) => {
+                let details = row.details.as_deref().unwrap_or_default();
+                let details = serde_json::from_str(details).map_err(|error| damage(&error))?;
+                let tokens = unseal(&self.cipher, &name, row.version, sealed, details);
+                Some(tokens.ok_or_else(|| StoreError::Tampered { name: name.clone() })?)
             }
-            other => damaged(path, other),
+        };
+        Ok(Record {
+            name,
+            version: row.version,
+            tokens,
+            standing,
         })
-}
-
-/// Makes a store beside its final place and moves it there when it is whole, so that an
-/// empty file at that place is always damage and never a beginning.
-async fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
-    let beside = |suffix: &str| {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(suffix);
-        PathBuf::from(beside)
-    };
-    if fs::metadata(beside("-wal")).is_ok_and(|log| log.len() > 0) {
-        let problem = "the database is missing, but its write-ahead log is there".into();
-        return Err(StoreError::Damaged {
-            path: path.to_owned(),
-            problem,
-        });
-    }
-    let io =
-        |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
-    let draft = beside(".new");
-    // Left behind by a crash in here; it never held anything.
-    for suffix in [".new", ".new-journal", ".new-wal", ".new-shm"] {
-        let _ = fs::remove_file(beside(suffix));
-    }
-    OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(io)?;
-    let mut connection = SqliteConnection::connect_with(&options(&draft))
-        .await
-        .map_err(unavailable)?;
-    migrate(&draft, &mut connection).await?;
-    sqlx::query("INSERT INTO store (id, key_id) VALUES (1, ?)")
-        .bind(cipher.key_id())
-        .execute(&mut connection)
-        .await
-        .map_err(unavailable)?;
-    // Folds the log into the file, so that the file alone is the store.
-    connection.close().await.map_err(unavailable)?;
-    fs::rename(&draft, path)
-        .and_then(|()| sync_folder_of(path))
-        .map_err(io)
-}
-
-/// Looks at a store without changing it: is it one, is it whole, does the key fit?
-async fn look(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
-    let size = |suffix: &str| {
-        let mut file = path.as_os_str().to_owned();
-        file.push(suffix);
-        fs::metadata(file).map_or(0, |file| file.len())
-    };
-    if size("") == 0 {
-        return Err(damaged(path, "it is empty"));
-    }
-    // Whoever opens a database for writing may change it: its journal mode, and at the end
-    // the changes in its log are moved into it. Without a log it is read as if it were on a
-    // CD, so that not even a file is made beside it.
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .read_only(true)
-        .immutable(size("-wal") == 0)
-        .disable_statement_logging();
-    let refused = |error| {
-        if is_damage(&error) {
-            damaged(path, error)
-        } else {
-            unavailable(error)
-        }
-    };
-    let mut connection = SqliteConnection::connect_with(&options)
-        .await
-        .map_err(refused)?;
-    let seen = inspect(&mut connection).await;
-    // Not left to a drop, which closes it some time later.
-    let _ = connection.close().await;
-    match seen.map_err(refused)? {
-        Seen::Problem(problem) => Err(damaged(path, problem)),
-        Seen::Store { key_id } if key_id != cipher.key_id() => Err(StoreError::WrongKey {
-            path: path.to_owned(),
-            expected: key_id,
-            given: cipher.key_id().to_owned(),
-        }),
-        Seen::Store { .. } => Ok(()),
     }
 }
 
-/// What is in a file that SQLite can open.
-enum Seen {
-    Store { key_id: String },
-    Problem(String),
-}
-
-async fn inspect(connection: &mut SqliteConnection) -> Result<Seen, sqlx::Error> {
-    let id: i32 = sqlx::query_scalar("PRAGMA application_id")
-        .fetch_one(&mut *connection)
-        .await?;
-    if id != APPLICATION_ID {
-        return Ok(Seen::Problem("it is another program's database".into()));
-    }
-    let check: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(&mut *connection)
-        .await?;
-    if check != "ok" {
-        return Ok(Seen::Problem(check));
-    }
-    let key_id = sqlx::query_scalar("SELECT key_id FROM store")
-        .fetch_one(connection)
-        .await?;
-    Ok(Seen::Store { key_id })
-}
-
-/// Says this error that the file is not, or no longer, a store? The others pass: a disk that
-/// fails, memory that is short.
-fn is_damage(error: &sqlx::Error) -> bool {
-    let Some(error) = error.as_database_error() else {
-        return matches!(
-            error,
-            sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. }
-        );
-    };
-    // The low byte is the primary code: 1 SQLITE_ERROR (no such table), 11 SQLITE_CORRUPT,
-    // 26 SQLITE_NOTADB.
-    let code = error.code().and_then(|code| code.parse::<u32>().ok());
-    code.is_some_and(|code| [1, 11, 26].contains(&(code & 0xff)))
-}
-
-fn unavailable(error: sqlx::Error) -> StoreError {
+fn unavailable(error: rusqlite::Error) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
 

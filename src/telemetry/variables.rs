@@ -12,7 +12,7 @@ use url::Url;
 /// in the filter, so that a user's own directive for the same crate replaces them,
 /// while a plain `PERENNIAL_LOG=debug` leaves them quiet. `opentelemetry` is off
 /// because it logs every failed batch; our own exporter sums the failures up.
-const QUIET: &str = "hyper=warn,h2=warn,reqwest=warn,rustls=warn,sqlx=warn,\
+const QUIET: &str = "hyper=warn,h2=warn,reqwest=warn,rustls=warn,\
                      tokio_cron_scheduler=warn,warp=warn,opentelemetry=off";
 
 /// How a log line looks.

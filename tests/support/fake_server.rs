@@ -18,6 +18,8 @@ use super::wait;
 /// A client that sends half a request does not hold its thread for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const LARGE_WRITE: usize = 64 * 1024;
+
 /// A running server. It answers until the test process ends.
 pub struct FakeServer {
     address: SocketAddr,
@@ -59,13 +61,16 @@ impl Request {
 }
 
 /// What to do with a request after it was read: send an answer, and close the connection. On the
-/// way it may be held once, and it may end early.
+/// way it may be held once, and it may end early, or never.
 pub struct Deed {
-    status: u16,
-    headers: Vec<(&'static str, String)>,
-    body: String,
+    /// The status line and the headers.
+    head: String,
+    body: Vec<u8>,
     held: Option<(At, mpsc::Receiver<()>)>,
     ends: Option<At>,
+    pause: Duration,
+    again: Option<&'static str>,
+    resets: bool,
 }
 
 /// A place in an answer.
@@ -80,13 +85,24 @@ pub enum At {
 impl Deed {
     /// An answer of any type.
     pub fn text(status: u16, content_type: &str, body: &str) -> Self {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} Faked\r\ncontent-length: {length}\r\n");
+        Self::raw(head, body).with_header("content-type", content_type)
+    }
+
+    /// These lines, which must not end with the empty one, as the head, and this body: for what
+    /// is not quite HTTP.
+    pub fn raw(head: impl Into<String>, body: impl Into<Vec<u8>>) -> Self {
         Self {
-            status,
-            headers: vec![("content-type", content_type.to_owned())],
-            body: body.to_owned(),
+            head: head.into(),
+            body: body.into(),
             held: None,
             ends: None,
+            pause: Duration::ZERO,
+            again: None,
+            resets: false,
         }
+        .with_header("connection", "close")
     }
 
     /// An answer that says it is JSON.
@@ -115,14 +131,32 @@ impl Deed {
     }
 
     /// The same, with one more header.
-    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+    pub fn with_header(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.head.push_str(&format!("{name}: {}\r\n", value.into()));
         self
     }
 
     /// The same until there, and then close the connection; the headers promise the whole body.
     pub fn ending(mut self, at: At) -> Self {
         self.ends = Some(at);
+        self
+    }
+
+    /// The same, byte by byte with so long a pause before each.
+    pub fn slowly(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// The same, and then this again and again for as long as the client listens.
+    pub fn and_forever(mut self, again: &'static str) -> Self {
+        self.again = Some(again);
+        self
+    }
+
+    /// The same, but at its end the connection is reset, and not closed in order.
+    pub fn then_reset(mut self) -> Self {
+        self.resets = true;
         self
     }
 
@@ -138,32 +172,46 @@ impl Deed {
         (release, self)
     }
 
-    fn carry_out(self, mut stream: &TcpStream) -> std::io::Result<()> {
-        let mut answer = format!(
-            "HTTP/1.1 {} Faked\r\nconnection: close\r\ncontent-length: {}\r\n",
-            self.status,
-            self.body.len()
-        );
-        for (name, value) in &self.headers {
-            answer.push_str(&format!("{name}: {value}\r\n"));
-        }
-        answer.push_str("\r\n");
-        let body_begins = answer.len();
-        answer.push_str(&self.body);
+    fn carry_out(self, stream: &TcpStream) -> std::io::Result<()> {
+        let answer = [self.head.as_bytes(), b"\r\n", &self.body].concat();
+        let body_begins = answer.len() - self.body.len();
         let place = |at| match at {
             At::Start => 0,
             At::Body(bytes) => body_begins + bytes,
         };
-        let mut rest = &answer.as_bytes()[..self.ends.map_or(answer.len(), place)];
+        let mut rest = &answer[..self.ends.map_or(answer.len(), place)];
         if let Some((at, released)) = self.held {
             let first;
             (first, rest) = rest.split_at(place(at));
-            stream.write_all(first)?;
+            write(stream, first, self.pause)?;
             // An error says that the sender was dropped.
             let _ = released.recv();
         }
-        stream.write_all(rest)
+        write(stream, rest, self.pause)?;
+        if let Some(again) = self.again {
+            // Few large writes, for the sake of the machine.
+            let again = again.repeat(LARGE_WRITE.div_ceil(again.len()));
+            loop {
+                write(stream, again.as_bytes(), self.pause)?;
+            }
+        }
+        if self.resets {
+            // What lingers for no time is not closed in order.
+            rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
+        }
+        Ok(())
     }
+}
+
+fn write(mut stream: &TcpStream, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
+    if pause.is_zero() {
+        return stream.write_all(bytes);
+    }
+    for byte in bytes {
+        thread::sleep(pause);
+        stream.write_all(&[*byte])?;
+    }
+    Ok(())
 }
 
 impl FakeServer {

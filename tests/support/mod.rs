@@ -5,6 +5,7 @@
 //! other processes, and such a test reads from top to bottom.
 
 pub mod authorization_server;
+pub mod disk;
 pub mod fake_server;
 pub mod fault_table;
 pub mod http;

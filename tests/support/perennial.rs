@@ -1,7 +1,9 @@
 //! The real binary, in a folder of its own with a configuration of its own.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -21,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Perennial {
     folder: TempDir,
     environment: BTreeMap<String, String>,
+    launcher: Vec<String>,
 }
 
 impl Perennial {
@@ -36,12 +39,18 @@ impl Perennial {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
             environment: BTreeMap::new(),
+            launcher: Vec::new(),
         }
     }
 
     /// Sets a variable for the commands that run from now on. They inherit none but `PATH`.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Runs the commands from now on through another one, which gets theirs as its last arguments.
+    pub fn launch_through<const N: usize>(&mut self, launcher: [&str; N]) {
+        self.launcher = launcher.map(str::to_owned).into();
     }
 
     /// Its working folder.
@@ -64,8 +73,11 @@ impl Perennial {
     /// Starts a command and leaves it running.
     pub fn start(&self, arguments: &[&str]) -> Process {
         let name = format!("perennial {}", arguments.join(" "));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+        let launcher = self.launcher.iter().map(String::as_str);
+        let mut words = launcher.chain([env!("CARGO_BIN_EXE_perennial")]);
+        let mut command = Command::new(words.next().expect("at least the binary"));
         command
+            .args(words)
             .args(arguments)
             .current_dir(self.folder())
             .env_clear()
@@ -73,6 +85,22 @@ impl Perennial {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs(&self.environment);
         Process::start(&name, &mut command)
+    }
+
+    /// Asks the control socket of the running service, as the command line does, for a path
+    /// beneath that of the credentials, and returns the whole answer.
+    pub fn control(&self, method: &str, path: &str, body: &str) -> String {
+        let socket = self.folder().join("perennial.sock");
+        let mut stream = UnixStream::connect(socket).expect("the service listens");
+        let request = format!(
+            "{method} /api/v1/credentials{path} HTTP/1.1\r\nHost: perennial\r\n\
+             Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
     }
 
     /// Starts the service and waits until it logs the address that it listens on.

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, prlimit};
 
 use super::wait;
 
@@ -150,6 +151,18 @@ impl Process {
         assert!(self.is_running(), "{} has ended already", self.name);
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, signal).expect("our own child takes signals");
+    }
+
+    /// From now on it may write no file beyond so many bytes, and fails with `EFBIG` if it has been
+    /// started with SIGXFSZ ignored. `None` lifts the limit.
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) {
+        assert!(self.is_running(), "{} has ended already", self.name);
+        let id = rustix::process::Pid::from_child(&self.child);
+        let limit = Rlimit {
+            current: bytes,
+            maximum: None,
+        };
+        prlimit(Some(id), Resource::Fsize, limit).expect("our own child can be limited");
     }
 
     /// Waits until it ends by itself, and returns all that it wrote. Panics after `deadline`.

@@ -15,6 +15,7 @@ fn context() -> Context<'static> {
         default_expires_in: None,
         needs_login_errors: &[],
         previous: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -202,6 +203,8 @@ fn retry_after_in_both_forms_and_not_absurdly() {
     assert_eq!(wait("7"), Some(7));
     assert_eq!(wait("Tue, 14 Nov 2023 22:13:30 GMT"), Some(10));
     assert_eq!(wait("99999999999"), Some(3_600));
+    assert_eq!(wait(&"9".repeat(40)), Some(3_600));
+    assert_eq!(wait(""), None);
     assert_eq!(wait("Tue, 14 Nov 2000 22:13:30 GMT"), None);
     assert_eq!(wait("soon"), None);
 }
@@ -235,6 +238,46 @@ fn times_go_by_the_servers_clock() {
 
 #[test]
 fn a_hostile_code_is_not_repeated() {
-    let error = error(400, r#"{"error":"x\n<script> token=abc"}"#);
-    assert_eq!(error.detail(), "unreadable_code");
+    let context = Context {
+        secrets: vec!["", "correcthorsebattery", "xk"],
+        ..context()
+    };
+    for (code, printed) in [
+        ("x\\n<script> token=abc", "unreadable_code"),
+        ("8xLOxBtZp8", "unreadable_code"),
+        ("SpIxLObEtZp", "unreadable_code"),
+        ("correcthorsebattery", "unreadable_code"),
+        ("horse", "unreadable_code"),
+        ("the_xk", "unreadable_code"),
+        (&"long_".repeat(9), "unreadable_code"),
+        ("bad_refresh_token", "bad_refresh_token"),
+        ("INVALID_TOKEN", "INVALID_TOKEN"),
+    ] {
+        let body = format!(r#"{{"error":"{code}"}}"#);
+        let error = read(StatusCode::BAD_REQUEST, &raw(&body), &context).unwrap_err();
+        assert_eq!(error.detail(), printed, "{code}");
+    }
+}
+
+#[test]
+fn tokens_beside_an_error_are_not_thrown_away() {
+    let body = r#"{"error":"server_error","access_token":"a","refresh_token":"new"}"#;
+    let tokens = read(StatusCode::OK, &raw(body), &context()).unwrap();
+    assert_eq!(tokens.refresh_token, Some(Secret::new("new")));
+    assert_eq!(error(500, body).reason(), Reason::ServerError);
+}
+
+#[test]
+fn what_stands_beside_the_tokens_does_not_hide_them() {
+    for body in [
+        &b"\xef\xbb\xbf{\"access_token\":\"a\"}"[..],
+        b"{\"access_token\":\"a\",\"name\":\"Jos\xe9\"}",
+    ] {
+        let raw = Raw {
+            body: Zeroizing::new(body.into()),
+            ..raw("")
+        };
+        let tokens = read(StatusCode::OK, &raw, &context()).unwrap();
+        assert_eq!(tokens.access_token, Secret::new("a"));
+    }
 }

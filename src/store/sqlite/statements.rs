@@ -1,9 +1,9 @@
-//! Every change that the writer knows, one struct each.
+//! Every change that the writer makes, one function each. A change may be made twice, if a
+//! group that it was in had to be rolled back because of another.
 
-use async_trait::async_trait;
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{COLUMNS, History, writer::Change};
+use super::History;
 use crate::{
     clock::Timestamp,
     name::Name,
@@ -11,239 +11,221 @@ use crate::{
     store::{Lease, RunRecord},
 };
 
-pub(super) struct Checkout {
-    pub name: Name,
-    pub lease: Lease,
+/// A row of `credentials` as it is kept, still sealed.
+pub(super) struct SealedRow {
+    pub name: String,
+    pub version: u64,
+    pub sealed: Option<Vec<u8>>,
+    pub details: Option<String>,
+    pub standing: String,
+    pub intended: bool,
+}
+
+impl SealedRow {
+    /// What a row is read from.
+    pub const COLUMNS: &str = "name, version, sealed, details, standing, intent IS NOT NULL";
+
+    pub fn read(row: &Row) -> rusqlite::Result<Self> {
+        Ok(Self {
+            name: row.get(0)?,
+            version: row.get::<_, i64>(1)? as u64,
+            sealed: row.get(2)?,
+            details: row.get(3)?,
+            standing: row.get(4)?,
+            intended: row.get(5)?,
+        })
+    }
+}
+
+pub(super) fn find(db: &Connection, name: &Name) -> rusqlite::Result<Option<SealedRow>> {
+    let columns = SealedRow::COLUMNS;
+    let sql = format!("SELECT {columns} FROM credentials WHERE name = ?");
+    db.prepare_cached(&sql)?
+        .query_row([name.as_str()], SealedRow::read)
+        .optional()
 }
 
 pub(super) enum CheckedOut {
     Granted {
-        before: SqliteRow,
         buried: bool,
     },
+    Newer(SealedRow),
     /// Until when, in milliseconds.
     Busy(i64),
 }
 
-#[async_trait]
-impl Change for Checkout {
-    type Output = CheckedOut;
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<CheckedOut, sqlx::Error> {
-        let before = match self.look(connection).await? {
-            Some(before) => before,
-            None => {
-                create(&self.name, connection).await?;
-                self.look(connection)
-                    .await?
-                    .ok_or(sqlx::Error::RowNotFound)?
-            }
-        };
-        let now = self.lease.taken_at.timestamp_millis();
-        let owner: Option<String> = before.try_get("lease_owner")?;
-        let until: Option<i64> = before.try_get("lease_until")?;
-        if let (Some(owner), Some(until)) = (owner, until)
-            && owner != self.lease.owner
-            && until > now
-        {
-            return Ok(CheckedOut::Busy(until));
-        }
-        let buried: bool = before.try_get("buried")?;
-        // A buried token is not going to be sent, so there is nothing to intend.
-        sqlx::query(
-            "UPDATE credentials SET lease_owner = ?1, lease_until = ?2,
-                 intent = CASE WHEN ?3 THEN intent ELSE fingerprint END,
-                 intent_at = CASE WHEN ?3 THEN intent_at ELSE ?4 END
-             WHERE name = ?5",
-        )
-        .bind(&self.lease.owner)
-        .bind(now + self.lease.lasts.as_millis() as i64)
-        .bind(buried)
-        .bind(now)
-        .bind(self.name.as_str())
-        .execute(connection)
-        .await?;
-        Ok(CheckedOut::Granted { before, buried })
-    }
-}
-
-impl Checkout {
-    async fn look(
-        &self,
-        connection: &mut SqliteConnection,
-    ) -> Result<Option<SqliteRow>, sqlx::Error> {
-        let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS}, lease_owner, lease_until,
+pub(super) fn checkout(
+    db: &Connection,
+    name: &Name,
+    version: u64,
+    lease: &Lease,
+) -> rusqlite::Result<CheckedOut> {
+    let look = || {
+        db.prepare_cached(
+            "SELECT version, lease_owner, lease_until,
                     EXISTS (SELECT 1 FROM buried WHERE buried.name = credentials.name
-                            AND buried.fingerprint = credentials.fingerprint) AS buried
-             FROM credentials WHERE name = ?"
-        ));
-        sqlx::query(sql)
-            .bind(self.name.as_str())
-            .fetch_optional(connection)
-            .await
+                            AND buried.fingerprint = credentials.fingerprint)
+             FROM credentials WHERE name = ?",
+        )?
+        .query_row([name.as_str()], |row| {
+            let found: (i64, Option<String>, Option<i64>, bool) =
+                (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            Ok(found)
+        })
+        .optional()
+    };
+    let found = match look()? {
+        Some(found) => found,
+        None => {
+            create(db, name)?;
+            look()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?
+        }
+    };
+    let now = lease.taken_at.timestamp_millis();
+    let (found_version, owner, until, buried) = found;
+    if let (Some(owner), Some(until)) = (owner, until)
+        && owner != lease.owner
+        && until > now
+    {
+        return Ok(CheckedOut::Busy(until));
     }
+    if found_version as u64 > version {
+        let newer = find(db, name)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        return Ok(CheckedOut::Newer(newer));
+    }
+    // A buried token is not going to be sent, so there is nothing to intend.
+    db.prepare_cached(
+        "UPDATE credentials SET lease_owner = ?1, lease_until = ?2,
+             intent = CASE WHEN ?3 THEN intent ELSE fingerprint END,
+             intent_at = CASE WHEN ?3 THEN intent_at ELSE ?4 END
+         WHERE name = ?5",
+    )?
+    .execute(params![
+        lease.owner,
+        now + lease.lasts.as_millis() as i64,
+        buried,
+        now,
+        name.as_str()
+    ])?;
+    Ok(CheckedOut::Granted { buried })
 }
 
 /// A row for a credential that has none yet.
-async fn create(name: &Name, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("INSERT INTO credentials (name) VALUES (?) ON CONFLICT DO NOTHING")
-        .bind(name.as_str())
-        .execute(connection)
-        .await?;
+fn create(db: &Connection, name: &Name) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT INTO credentials (name) VALUES (?) ON CONFLICT DO NOTHING")?
+        .execute([name.as_str()])?;
     Ok(())
 }
 
-pub(super) struct Save {
-    pub name: Name,
-    pub expected: u64,
+/// What a save writes into a row.
+pub(super) struct NewTokens {
     pub key_id: String,
     pub sealed: Vec<u8>,
     pub details: String,
     pub fingerprint: Option<Fingerprint>,
 }
 
-#[async_trait]
-impl Change for Save {
-    /// Whether the version was the expected one.
-    type Output = bool;
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-        // The row exists but for an import into an empty store.
-        if self.expected == 0 {
-            create(&self.name, connection).await?;
-        }
-        let done = sqlx::query(
+/// Says whether the version was the expected one.
+pub(super) fn save(
+    db: &Connection,
+    name: &Name,
+    expected: u64,
+    tokens: &NewTokens,
+) -> rusqlite::Result<bool> {
+    // The row exists but for an import into an empty store.
+    if expected == 0 {
+        create(db, name)?;
+    }
+    let changed = db
+        .prepare_cached(
             "UPDATE credentials SET version = version + 1, key_id = ?, sealed = ?, details = ?,
                  fingerprint = ?, standing = '{}', intent = NULL, intent_at = NULL,
                  lease_owner = NULL, lease_until = NULL
              WHERE name = ? AND version = ?",
-        )
-        .bind(&self.key_id)
-        .bind(&self.sealed)
-        .bind(&self.details)
-        .bind(self.fingerprint.map(|fingerprint| fingerprint.0.to_vec()))
-        .bind(self.name.as_str())
-        .bind(self.expected as i64)
-        .execute(connection)
-        .await?;
-        Ok(done.rows_affected() == 1)
-    }
+        )?
+        .execute(params![
+            tokens.key_id,
+            tokens.sealed,
+            tokens.details,
+            tokens.fingerprint.map(|fingerprint| fingerprint.0),
+            name.as_str(),
+            expected as i64
+        ])?;
+    Ok(changed == 1)
 }
 
-pub(super) struct Settle {
-    pub name: Name,
+/// How a checkout ended without new tokens.
+pub(super) struct Settlement {
     pub owner: String,
     pub standing: String,
     pub doubtful: bool,
     pub bury: Option<Fingerprint>,
 }
 
-#[async_trait]
-impl Change for Settle {
-    type Output = ();
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        // Only the holder of the lease speaks: one that overslept it says nothing.
-        if let Some(fingerprint) = self.bury {
-            sqlx::query(
-                "INSERT INTO buried (name, fingerprint)
-                 SELECT name, ?1 FROM credentials WHERE name = ?2 AND lease_owner = ?3
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(fingerprint.0.to_vec())
-            .bind(self.name.as_str())
-            .bind(&self.owner)
-            .execute(&mut *connection)
-            .await?;
-        }
-        sqlx::query(
-            "UPDATE credentials SET standing = ?1, lease_owner = NULL, lease_until = NULL,
-                 intent = CASE WHEN ?2 THEN intent END, intent_at = CASE WHEN ?2 THEN intent_at END
-             WHERE name = ?3 AND lease_owner = ?4",
-        )
-        .bind(&self.standing)
-        .bind(self.doubtful)
-        .bind(self.name.as_str())
-        .bind(&self.owner)
-        .execute(connection)
-        .await?;
-        Ok(())
+pub(super) fn settle(
+    db: &Connection,
+    name: &Name,
+    settlement: &Settlement,
+) -> rusqlite::Result<()> {
+    // Only the holder of the lease speaks: one that overslept it says nothing.
+    if let Some(fingerprint) = settlement.bury {
+        db.prepare_cached(
+            "INSERT INTO buried (name, fingerprint)
+             SELECT name, ?1 FROM credentials WHERE name = ?2 AND lease_owner = ?3
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![fingerprint.0, name.as_str(), settlement.owner])?;
     }
+    db.prepare_cached(
+        "UPDATE credentials SET standing = ?1, lease_owner = NULL, lease_until = NULL,
+             intent = CASE WHEN ?2 THEN intent END, intent_at = CASE WHEN ?2 THEN intent_at END
+         WHERE name = ?3 AND lease_owner = ?4",
+    )?
+    .execute(params![
+        settlement.standing,
+        settlement.doubtful,
+        name.as_str(),
+        settlement.owner
+    ])?;
+    Ok(())
 }
 
-pub(super) struct AddRun {
-    pub run: RunRecord,
-    pub history: History,
-}
-
-#[async_trait]
-impl Change for AddRun {
-    type Output = ();
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let run = &self.run;
-        sqlx::query(
-            r#"INSERT INTO runs (job, "trigger", outcome, started_at, duration_ms, summary, trace_id)
-               VALUES (?, ?, ?, ?, ?, ?, ?)"#,
-        )
-        .bind(run.job.as_str())
-        .bind(&run.trigger)
-        .bind(&run.outcome)
-        .bind(run.started_at.timestamp_millis())
-        .bind(run.duration.as_millis() as i64)
-        .bind(&run.summary)
-        .bind(&run.trace_id)
-        .execute(&mut *connection)
-        .await?;
-        for (succeeded, kept) in [(true, self.history.runs), (false, self.history.failed_runs)] {
-            sqlx::query(
-                "DELETE FROM runs WHERE id IN (
-                     SELECT id FROM runs WHERE job = ? AND (outcome = 'success') = ?
-                     ORDER BY id DESC LIMIT -1 OFFSET ?)",
-            )
-            .bind(run.job.as_str())
-            .bind(succeeded)
-            .bind(kept)
-            .execute(&mut *connection)
-            .await?;
-        }
-        Ok(())
+pub(super) fn add_run(db: &Connection, run: &RunRecord, history: History) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        r#"INSERT INTO runs (job, "trigger", outcome, started_at, duration_ms, summary, trace_id)
+           VALUES (?, ?, ?, ?, ?, ?, ?)"#,
+    )?
+    .execute(params![
+        run.job.as_str(),
+        run.trigger,
+        run.outcome,
+        run.started_at.timestamp_millis(),
+        run.duration.as_millis() as i64,
+        run.summary,
+        run.trace_id
+    ])?;
+    for (succeeded, kept) in [(true, history.runs), (false, history.failed_runs)] {
+        db.prepare_cached(
+            "DELETE FROM runs WHERE id IN (
+                 SELECT id FROM runs WHERE job = ? AND (outcome = 'success') = ?
+                 ORDER BY id DESC LIMIT -1 OFFSET ?)",
+        )?
+        .execute(params![run.job.as_str(), succeeded, kept])?;
     }
+    Ok(())
 }
 
-pub(super) struct SetFiring {
-    pub job: Name,
-    pub at: Timestamp,
+pub(super) fn set_firing(db: &Connection, job: &Name, at: Timestamp) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO firings (job, at) VALUES (?, ?)
+         ON CONFLICT (job) DO UPDATE SET at = excluded.at",
+    )?
+    .execute(params![job.as_str(), at.timestamp_millis()])?;
+    Ok(())
 }
 
-#[async_trait]
-impl Change for SetFiring {
-    type Output = ();
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "INSERT INTO firings (job, at) VALUES (?, ?)
-             ON CONFLICT (job) DO UPDATE SET at = excluded.at",
-        )
-        .bind(self.job.as_str())
-        .bind(self.at.timestamp_millis())
-        .execute(connection)
-        .await?;
-        Ok(())
-    }
-}
-
-pub(super) struct Probe;
-
-#[async_trait]
-impl Change for Probe {
-    type Output = ();
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        sqlx::query("UPDATE store SET probes = probes + 1")
-            .execute(connection)
-            .await?;
-        Ok(())
-    }
+pub(super) fn probe(db: &Connection) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE store SET probes = probes + 1")?
+        .execute([])?;
+    Ok(())
 }

@@ -1,45 +1,38 @@
 //! Group commit: changes that arrive together share one transaction and one sync.
 
-use async_trait::async_trait;
-use sqlx::{Connection, SqliteConnection};
-use tokio::{
-    sync::{Mutex, mpsc, oneshot},
-    task::JoinHandle,
-};
-use tokio_util::sync::CancellationToken;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{StoreError, StoreLock, unavailable};
+use rusqlite::Connection;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, spawn_blocking},
+};
+
+use super::{OpenFiles, StoreError, StoreLock, unavailable};
+use crate::crash::{self, Step};
 
 /// How many changes share a commit at most: beyond this the sync no longer shows.
 const LARGEST_GROUP: usize = 128;
 
-/// One change of the store, as statements. It may be applied twice, if a group that it was
-/// in had to be rolled back because of another.
-#[async_trait]
-pub(super) trait Change: Send + Sync + 'static {
-    /// What the caller wants to know afterwards.
-    type Output: Send;
-
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Self::Output, sqlx::Error>;
-}
-
 /// A change with somebody waiting for it, whatever its type.
-#[async_trait]
 trait Waiting: Send {
-    async fn apply(&mut self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error>;
+    fn apply(&mut self, db: &Connection) -> rusqlite::Result<()>;
     fn answer(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
-struct Entry<C: Change> {
+struct Entry<C, T> {
     change: C,
-    output: Option<C::Output>,
-    reply: oneshot::Sender<Result<C::Output, StoreError>>,
+    output: Option<T>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
-#[async_trait]
-impl<C: Change> Waiting for Entry<C> {
-    async fn apply(&mut self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        self.output = Some(self.change.apply(connection).await?);
+impl<C, T> Waiting for Entry<C, T>
+where
+    C: FnMut(&Connection) -> rusqlite::Result<T> + Send,
+    T: Send,
+{
+    fn apply(&mut self, db: &Connection) -> rusqlite::Result<()> {
+        self.output = Some((self.change)(db)?);
         Ok(())
     }
 
@@ -50,32 +43,36 @@ impl<C: Change> Waiting for Entry<C> {
     }
 }
 
+type Queue = mpsc::UnboundedSender<Box<dyn Waiting>>;
+
 /// The one connection that writes, and the lock that says so.
 pub(super) struct Writer {
     // Unbounded, so that a change is in the queue as soon as it is asked for, whatever
     // becomes of its caller, and `close` finds it there. Its callers bound it: each waits.
-    queue: mpsc::UnboundedSender<Box<dyn Waiting>>,
-    task: Mutex<Option<JoinHandle<()>>>,
-    stop: CancellationToken,
+    // Nobody can ask any more once it is taken out.
+    queue: Mutex<Option<Queue>>,
+    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writer {
     /// Starts to write. `lock` is let go after the last change, when nobody can ask for
     /// another: after `close`, or when the writer is dropped.
-    pub(super) fn start(connection: SqliteConnection, lock: StoreLock) -> Self {
+    pub(super) fn start(db: Connection, files: OpenFiles, lock: StoreLock) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(run(connection, waiting, stop.clone(), lock));
+        let task = tokio::spawn(run(db, files, waiting, lock));
         Self {
-            queue,
-            task: Mutex::new(Some(task)),
-            stop,
+            queue: Mutex::new(Some(queue)),
+            task: tokio::sync::Mutex::new(Some(task)),
         }
     }
 
-    /// Applies a change and waits until it is durable. The change is made even if the
-    /// caller stops waiting.
-    pub(super) async fn write<C: Change>(&self, change: C) -> Result<C::Output, StoreError> {
+    /// Makes a change and waits until it is durable. The change is made even if the caller
+    /// stops waiting.
+    pub(super) async fn write<C, T>(&self, change: C) -> Result<T, StoreError>
+    where
+        C: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let closed = || StoreError::Unavailable("it is closed".into());
         let entry = Box::new(Entry {
@@ -83,13 +80,19 @@ impl Writer {
             output: None,
             reply,
         });
-        self.queue.send(entry).map_err(|_| closed())?;
+        let sent = match &*self.queue() {
+            Some(queue) => queue.send(entry).is_ok(),
+            None => false,
+        };
+        if !sent {
+            return Err(closed());
+        }
         answer.await.map_err(|_| closed())?
     }
 
     /// Makes the changes that were asked for, and takes no more.
     pub(super) async fn close(&self) {
-        self.stop.cancel();
+        self.queue().take();
         // Taken out only when it has ended, so that a second caller waits as well.
         let mut task = self.task.lock().await;
         if let Some(running) = task.as_mut() {
@@ -97,74 +100,73 @@ impl Writer {
         }
         *task = None;
     }
+
+    fn queue(&self) -> MutexGuard<'_, Option<Queue>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 async fn run(
-    mut connection: SqliteConnection,
+    db: Connection,
+    files: OpenFiles,
     mut queue: mpsc::UnboundedReceiver<Box<dyn Waiting>>,
-    stop: CancellationToken,
-    _lock: StoreLock,
+    lock: StoreLock,
 ) {
+    // In this order, and always together: it is closed before anybody else may open it.
+    let mut file = (db, files, lock);
     let mut group = Vec::with_capacity(LARGEST_GROUP);
-    loop {
-        // Takes what is there: a lone change never waits for company, and while one
-        // commit is synced the next group gathers by itself. The stop is looked at first:
-        // a queue that never runs dry must not hide it.
-        tokio::select! {
-            biased;
-            () = stop.cancelled(), if !queue.is_closed() => queue.close(),
-            count = queue.recv_many(&mut group, LARGEST_GROUP) => if count == 0 { break },
-        }
-        if !group.is_empty() {
-            commit(&mut connection, &mut group).await;
+    // Takes what is there: a lone change never waits for company, and while one commit is
+    // synced the next group gathers by itself.
+    while queue.recv_many(&mut group, LARGEST_GROUP).await > 0 {
+        let committing = spawn_blocking(move || {
+            let results = match file.1.are_in_place() {
+                Ok(()) => commit(&file.0, &mut group),
+                Err(error) => vec![Err(error); group.len()],
+            };
+            (file, group, results)
+        });
+        let results;
+        (file, group, results) = committing.await.expect("no change panics");
+        // Here and not over there: to wake a task from another thread costs a system call.
+        for (entry, result) in group.drain(..).zip(results) {
+            entry.answer(result);
         }
     }
-    let _ = connection.close().await;
+    let _ = spawn_blocking(move || drop(file)).await;
 }
 
-async fn commit(connection: &mut SqliteConnection, group: &mut Vec<Box<dyn Waiting>>) {
-    let result = transaction(connection, group).await.map_err(unavailable);
-    if result.is_ok() || group.len() == 1 {
-        group
-            .drain(..)
-            .for_each(|entry| entry.answer(result.clone()));
-        return;
+/// What became of each.
+fn commit(db: &Connection, group: &mut [Box<dyn Waiting>]) -> Vec<Result<(), StoreError>> {
+    let together = transaction(db, group).map_err(unavailable);
+    if together.is_ok() || group.len() == 1 {
+        return vec![together; group.len()];
     }
     // One bad change must not fail its neighbours: each again, by itself.
-    for entry in group.drain(..) {
-        let mut alone = [entry];
-        let result = transaction(connection, &mut alone)
-            .await
-            .map_err(unavailable);
-        let [entry] = alone;
-        entry.answer(result);
-    }
+    group
+        .chunks_mut(1)
+        .map(|alone| transaction(db, alone).map_err(unavailable))
+        .collect()
 }
 
 /// All of the group, or nothing of it.
-async fn transaction(
-    connection: &mut SqliteConnection,
-    group: &mut [Box<dyn Waiting>],
-) -> Result<(), sqlx::Error> {
-    let result = apply(connection, group).await;
-    if result.is_err() {
-        // Fails where SQLite has rolled back by itself, as it does on a full disk. sqlx's
-        // own transactions take that for a transaction still open, and never begin another.
-        let _ = sqlx::query("ROLLBACK").execute(connection).await;
+fn transaction(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()> {
+    let result = apply(db, group);
+    // SQLite has rolled back by itself after some errors, such as a full disk.
+    if result.is_err() && !db.is_autocommit() {
+        let _ = execute(db, "ROLLBACK");
     }
     result
 }
 
-async fn apply(
-    connection: &mut SqliteConnection,
-    group: &mut [Box<dyn Waiting>],
-) -> Result<(), sqlx::Error> {
-    sqlx::query("BEGIN IMMEDIATE")
-        .execute(&mut *connection)
-        .await?;
+fn apply(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()> {
+    execute(db, "BEGIN IMMEDIATE")?;
     for entry in group {
-        entry.apply(connection).await?;
+        entry.apply(db)?;
     }
-    sqlx::query("COMMIT").execute(connection).await?;
-    Ok(())
+    crash::point(Step::Committing);
+    execute(db, "COMMIT")
+}
+
+fn execute(db: &Connection, sql: &str) -> rusqlite::Result<()> {
+    db.prepare_cached(sql)?.execute([]).map(drop)
 }
