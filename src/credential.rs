@@ -107,6 +107,24 @@ pub struct Standing {
     pub doubtful: bool,
 }
 
+impl Standing {
+    /// The same after an attempt of which nothing is known but that it began. It was made before
+    /// its time if the wait of the one before it is not over: that wait is void, because servers
+    /// that accept a replay do so for seconds.
+    pub fn interrupted(mut self) -> Self {
+        if let Some(wait) = self
+            .trouble
+            .as_mut()
+            .and_then(|trouble| trouble.wait.as_mut())
+            && !self.doubtful
+        {
+            *wait = Duration::ZERO;
+        }
+        self.doubtful = true;
+        self
+    }
+}
+
 /// A failed attempt and what it means for the next one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trouble {

@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::de::value::{self, MapDeserializer, SeqDeserializer};
+use serde::de::{Deserializer, IntoDeserializer, Visitor};
+use serde::{Deserialize, forward_to_deserialize_any};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::environment::Environment;
 use super::problem::{Origin, Problem};
 
-/// The keys of a table. `BTreeMap`, so that everything that walks it is deterministic.
-pub type Table = BTreeMap<String, Node>;
+/// The keys of a table. `BTreeMap`, so that everything that walks it is deterministic; boxes,
+/// because it makes room for eleven at once, and ten thousand credentials have a key or two each.
+pub type Table = BTreeMap<String, Box<Node>>;
 
 /// A value and where it was written; for a value in a table, where its key was.
 #[derive(Clone, Debug)]
@@ -87,33 +91,78 @@ impl Node {
     }
 
     pub fn get(&self, key: &str) -> Option<&Node> {
-        self.as_table()?.get(key)
+        self.as_table()?.get(key).map(|node| &**node)
     }
 
     /// The text under a key, when it is a text.
     pub fn get_text(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_text()
     }
-
-    pub fn to_toml(&self) -> toml::Value {
-        match &self.value {
-            Value::Text { text, .. } => toml::Value::String(text.clone()),
-            Value::Integer(number) => toml::Value::Integer(*number),
-            Value::Float(number) => toml::Value::Float(*number),
-            Value::Boolean(flag) => toml::Value::Boolean(*flag),
-            Value::Datetime(time) => toml::Value::Datetime(*time),
-            Value::List(items) => toml::Value::Array(items.iter().map(Self::to_toml).collect()),
-            Value::Table(table) => toml::Value::Table(to_toml(table)),
-        }
-    }
 }
 
 /// A table without its origins.
 pub fn to_toml(table: &Table) -> toml::Table {
-    table
-        .iter()
-        .map(|(key, node)| (key.clone(), node.to_toml()))
-        .collect()
+    let of_keys = table.iter().map(|(key, node)| {
+        let value = toml::Value::deserialize(&**node).expect("every value is one of TOML");
+        (key.clone(), value)
+    });
+    of_keys.collect()
+}
+
+impl<'de> Deserializer<'de> for &'de Node {
+    type Error = value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, value::Error> {
+        match &self.value {
+            Value::Text { text, .. } => visitor.visit_borrowed_str(text),
+            Value::Integer(number) => visitor.visit_i64(*number),
+            Value::Float(number) => visitor.visit_f64(*number),
+            Value::Boolean(flag) => visitor.visit_bool(*flag),
+            // No setting is a date; where anything may stand, it stands as it was written.
+            Value::Datetime(time) => visitor.visit_string(time.to_string()),
+            Value::List(items) => visitor.visit_seq(SeqDeserializer::new(items.iter())),
+            Value::Table(table) => {
+                let keys = table.iter().map(|(key, node)| (key.as_str(), &**node));
+                visitor.visit_map(MapDeserializer::new(keys))
+            }
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, value::Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, value::Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    /// Every choice in a configuration is a word.
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, value::Error> {
+        let word = self.as_text().unwrap_or_default();
+        visitor.visit_enum(word.into_deserializer())
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        unit_struct seq tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+impl<'de> IntoDeserializer<'de, value::Error> for &'de Node {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
 }
 
 /// The path of a key in a table, or of the table itself where `place` is empty.
@@ -200,7 +249,7 @@ impl Source {
             .into_iter()
             .map(|(key, value)| {
                 let node = self.node(key.span().start, value.into_inner())?;
-                Ok((key.into_inner().into_owned(), node))
+                Ok((key.into_inner().into_owned(), Box::new(node)))
             })
             .collect()
     }

@@ -260,7 +260,7 @@ fn set(
         let next = table.and_then(|table: &mut Table| {
             table
                 .entry(key.clone())
-                .or_insert_with(|| Node::table(origin))
+                .or_insert_with(|| Box::new(Node::table(origin)))
                 .as_table_mut()
         });
         table = next;
@@ -295,7 +295,7 @@ fn set(
         ),
         _ => node,
     };
-    table.insert(last.clone(), node);
+    table.insert(last.clone(), Box::new(node));
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ pub fn resolve(input: &Input<'_>, kinds: &Kinds) -> Result<Loaded, Errors> {
         return Err(Errors::new(out));
     }
     // The checks cover all that can fail here; serde's own words may repeat a secret.
-    let config = Config::deserialize(root.to_toml()).map_err(|_| {
+    let config = Config::deserialize(&root).map_err(|_| {
         let text = "cannot be read, and no check says why; please report this with your file, \
                     without its secrets";
         Errors::from(Problem::new(&root.origin, "", text))
@@ -155,13 +155,13 @@ fn add_default_job(root: &mut Node) {
     };
     let jobs = sections
         .entry("jobs".to_owned())
-        .or_insert_with(|| Node::table(&Origin::Default));
+        .or_insert_with(|| Box::new(Node::table(&Origin::Default)));
     if let Some(jobs) = jobs.as_table_mut().filter(|jobs| jobs.is_empty()) {
         let mut job = Node::table(&Origin::Default);
         let kind = Node::text(&Origin::Default, "token_refresh");
         job.as_table_mut()
-            .map(|job| job.insert("kind".to_owned(), kind));
-        jobs.insert("token-refresh".to_owned(), job);
+            .map(|job| job.insert("kind".to_owned(), Box::new(kind)));
+        jobs.insert("token-refresh".to_owned(), Box::new(job));
     }
 }
 
@@ -204,7 +204,7 @@ fn fill(node: &mut Node, defaults: Node) {
     if let (Value::Table(table), Value::Table(defaults)) = (&mut node.value, defaults.value) {
         for (key, default) in defaults {
             match table.get_mut(&key) {
-                Some(given) => fill(given, default),
+                Some(given) => fill(given, *default),
                 None => {
                     table.insert(key, default);
                 }
@@ -251,7 +251,7 @@ fn read_secrets(
                 let node = Node::new(&origin, value);
                 provider
                     .as_table_mut()
-                    .map(|keys| keys.insert("client_secret".to_owned(), node));
+                    .map(|keys| keys.insert("client_secret".to_owned(), Box::new(node)));
             }
             Err(text) => out.push(Problem::new(
                 &origin,
@@ -267,9 +267,9 @@ fn entries_mut<'a>(
     section: &'a str,
 ) -> impl Iterator<Item = (String, &'a mut Node)> {
     let entries = root.as_table_mut().and_then(|root| root.get_mut(section));
-    let entries = entries.and_then(Node::as_table_mut);
+    let entries = entries.and_then(|node| node.as_table_mut());
     entries
         .into_iter()
         .flatten()
-        .map(move |(name, node)| (join(section, name), node))
+        .map(move |(name, node)| (join(section, name), &mut **node))
 }

@@ -80,7 +80,7 @@ impl Rules<'_> {
     /// The entry as its type, when nothing is wrong inside it so far.
     fn sound<T: DeserializeOwned>(&self, place: &str, node: &Node) -> Option<T> {
         let sound = !self.out.iter().any(|problem| problem.is_within(place));
-        sound.then(|| T::deserialize(node.to_toml()).ok()).flatten()
+        sound.then(|| T::deserialize(node).ok()).flatten()
     }
 
     fn params(&mut self, place: &str, node: &Node) {
@@ -339,6 +339,7 @@ fn entries<'a>(
         .and_then(Node::as_table)
         .into_iter()
         .flatten()
+        .map(|(name, node)| (name, &**node))
 }
 
 /// The text of a node as errors may print it.

@@ -22,7 +22,7 @@ pub fn document(
     let table = |keys: Vec<(&str, Node)>| {
         let keys: Table = keys
             .into_iter()
-            .map(|(key, node)| (key.to_owned(), node))
+            .map(|(key, node)| (key.to_owned(), Box::new(node)))
             .collect();
         Node::new(&here, Value::Table(keys))
     };

@@ -284,7 +284,9 @@ impl Rows {
             .map_err(|error| damaged(&self.path, error))?;
         let mut standing: Standing =
             serde_json::from_str(&row.standing).map_err(|error| damage(&error))?;
-        standing.doubtful |= row.intended;
+        if row.intended {
+            standing = standing.interrupted();
+        }
         let tokens = match &row.sealed {
             None => None,
             Some(sealed) => {
