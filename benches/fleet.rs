@@ -9,6 +9,7 @@ use std::{
 };
 
 use perennial::{
+    clock::{Clock, SystemClock},
     config::{self, Config, Environment, Input},
     plugins,
 };
@@ -42,7 +43,7 @@ impl Fleet {
         // Nobody is asked: nothing is due.
         let fleet = Self::new(size, "http://127.0.0.1:9/token", 64);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let now = std::time::SystemTime::now().into();
+        let now = SystemClock::new().now().wall;
         runtime.block_on(full_store::fill(fleet.folder.path(), size, now));
         fleet
     }
@@ -77,22 +78,25 @@ impl Fleet {
             .stderr(fs::File::create(&log).expect("a file"))
             .spawn()
             .expect("it starts");
-        loop {
+        let mut service = Service {
+            took: Duration::ZERO,
+            url: String::new(),
+            process,
+        };
+        while service.url.is_empty() {
             let text = fs::read_to_string(&log).expect("a log");
-            let listening = text.lines().find(|line| line.contains("listening"));
-            if let Some(at) =
-                listening.and_then(|line| line.find("127.0.0.1:").map(|at| &line[at..]))
-            {
-                let end = at.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
-                return Service {
-                    took: started.elapsed(),
-                    url: format!("http://{}", &at[..end.unwrap_or(at.len())]),
-                    process,
-                };
-            }
             assert!(started.elapsed() < Duration::from_secs(60), "{text}");
-            std::thread::sleep(Duration::from_millis(2));
+            let listening = text.lines().find(|line| line.contains("listening"));
+            match listening.and_then(|line| line.find("127.0.0.1:").map(|at| &line[at..])) {
+                Some(at) => {
+                    let end = at.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
+                    service.took = started.elapsed();
+                    service.url = format!("http://{}", &at[..end.unwrap_or(at.len())]);
+                }
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
         }
+        service
     }
 }
 

@@ -133,6 +133,15 @@ impl Since {
             .max(now.uptime - self.uptime)
             .max(TimeDelta::zero())
     }
+
+    /// When that was, on the wall clock as it is now: as it was recorded, unless the clock was
+    /// set back since.
+    pub fn on_wall(&self, now: Moment) -> Timestamp {
+        let by_age = now.wall - self.age(now);
+        // Two clocks never agree to the millisecond; only a step is worth another number.
+        let stepped = (self.wall - by_age).abs() > TimeDelta::seconds(2);
+        if stepped { by_age } else { self.wall }
+    }
 }
 
 #[cfg(test)]
@@ -160,6 +169,20 @@ mod tests {
             TimeDelta::seconds(3_650),
             "set forward an hour"
         );
+    }
+
+    #[test]
+    fn what_was_never_lies_in_the_future() {
+        let since = Since::at(moment(0, 100));
+        let on_wall = |wall, uptime| since.on_wall(moment(wall, uptime)) - moment(0, 0).wall;
+        assert_eq!(on_wall(51, 150), TimeDelta::zero(), "the clocks drift");
+        assert_eq!(
+            on_wall(3_650, 150),
+            TimeDelta::zero(),
+            "set forward an hour"
+        );
+        let set_back = TimeDelta::seconds(-3_600);
+        assert_eq!(on_wall(-3_550, 150), set_back, "set back an hour");
     }
 
     #[test]

@@ -102,6 +102,8 @@ impl GrantError {
 
 /// An answer larger than this is not one of a token endpoint. Access tokens of 64 KB exist.
 const LARGEST_ANSWER: usize = 1024 * 1024;
+/// Where the length is not announced.
+const USUAL_ANSWER: usize = 8 * 1024;
 /// Node's servers close an idle connection after 5 s. A request sent into a closing
 /// connection is a lost answer, so ours are given up before that.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
@@ -277,7 +279,10 @@ async fn read_bounded(mut response: reqwest::Response) -> Result<answer::Raw, Gr
     let content_type = text(header::CONTENT_TYPE);
     let retry_after = text(header::RETRY_AFTER);
     let date = text(header::DATE);
-    let mut body = zeroize::Zeroizing::new(Vec::new());
+    // Room for a usual answer: growing leaves copies behind that nothing wipes.
+    let announced = response.content_length().unwrap_or_default() as usize;
+    let room = announced.clamp(USUAL_ANSWER, LARGEST_ANSWER);
+    let mut body = zeroize::Zeroizing::new(Vec::with_capacity(room));
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
         if body.len() + chunk.len() > LARGEST_ANSWER {
             return Err(GrantError::Transient {

@@ -143,7 +143,7 @@ impl Refresher {
         let checkout = self.store.checkout(&member.name, current.version, &lease);
         match self.timed("checkout", checkout).await {
             Ok(Checkout::Newer(record)) => {
-                return (self.adopt(member, record), Some(Heard::Nothing));
+                return (self.adopt(member, *record), Some(Heard::Nothing));
             }
             Ok(Checkout::Granted { buried: true }) => {
                 let error = GrantError::NeedsLogin {

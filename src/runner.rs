@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, field};
 
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, Since, Timestamp},
     config::{Misfire, Overlap},
     credential::policy::roll,
     events,
@@ -70,9 +70,9 @@ pub struct JobState {
     /// Failed runs in a row.
     pub consecutive_failures: u32,
     /// When the last run started.
-    pub last_run: Option<Timestamp>,
+    pub last_run: Option<Since>,
     /// When the last successful run ended.
-    pub last_success: Option<Timestamp>,
+    pub last_success: Option<Since>,
     /// Runs by [`Trigger::ALL`] and [`RunOutcome::ALL`].
     pub runs: [[u64; RunOutcome::ALL.len()]; Trigger::ALL.len()],
     /// Firings without a run, by [`Missed::ALL`].
@@ -318,8 +318,9 @@ impl Runner {
         );
         async {
             let started = Instant::now();
-            let started_at = self.clock.now().wall;
-            job.state().last_run = Some(started_at);
+            let now = self.clock.now();
+            let started_at = now.wall;
+            job.state().last_run = Some(Since::at(now));
             let (outcome, summary) = self.attempts(job, trigger, scheduled_at).await;
             let span = tracing::Span::current();
             span.record("outcome", outcome.as_str());
@@ -331,7 +332,7 @@ impl Runner {
                 state.runs[trigger as usize][outcome as usize] += 1;
                 if outcome == RunOutcome::Success {
                     state.consecutive_failures = 0;
-                    state.last_success = Some(self.clock.now().wall);
+                    state.last_success = Some(Since::at(self.clock.now()));
                 } else {
                     state.consecutive_failures += 1;
                 }

@@ -169,7 +169,7 @@ pub enum Checkout {
         buried: bool,
     },
     /// Somebody else has saved newer tokens.
-    Newer(Record),
+    Newer(Box<Record>),
     /// Another process is refreshing it.
     Busy {
         /// When its lease ends at the latest.

@@ -481,6 +481,9 @@ impl Place {
             -40.0,
             0.5,
         );
+        let days = 3.0 * DAY as f64;
+        within("perennial_job_last_run_timestamp_seconds", -days, 0.5);
+        within("perennial_job_last_success_timestamp_seconds", -days, 0.5);
         within(
             "perennial_job_next_run_timestamp_seconds",
             -1.0,

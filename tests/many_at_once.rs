@@ -1,12 +1,10 @@
 //! Ten thousand credentials that are all to be refreshed in the same second, by the real binary:
 //! every one is, and none twice.
 
-use std::{
-    fmt::Write,
-    time::{Duration, SystemTime},
-};
+use std::{fmt::Write, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
+use perennial::clock::{Clock, SystemClock, Timestamp};
 
 use crate::{
     keeps_alive::samples,
@@ -95,7 +93,7 @@ fn each_is_refreshed_once(server: &FakeServer, service: Service, trigger: &str) 
     assert!(spent == given, "each refresh token once");
 }
 
-fn with_tokens_of_a_day(server: &FakeServer, issued_at: DateTime<Utc>) -> Perennial {
+fn with_tokens_of_a_day(server: &FakeServer, issued_at: Timestamp) -> Perennial {
     let place = Perennial::with_config(&config(server));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(fill(place.folder(), COUNT, issued_at));
@@ -114,6 +112,6 @@ fn config(server: &FakeServer) -> String {
     config
 }
 
-fn now() -> DateTime<Utc> {
-    SystemTime::now().into()
+fn now() -> Timestamp {
+    SystemClock::new().now().wall
 }

@@ -30,7 +30,6 @@ use crate::{
         perennial::{Perennial, Service},
         process::Signal,
         token_families::family_of,
-        wait,
         wall_clock::WallClock,
     },
 };
@@ -55,37 +54,23 @@ fn soak() {
     let mut world = World::new(&server, perennial, seed);
     let over = AtomicBool::new(false);
     let folder = world.perennial.folder().to_owned();
-    let stale_reads = thread::scope(|scope| {
-        let reader = scope.spawn(|| read_until(&over, &server, &folder));
+    let (stale_reads, unsettled) = thread::scope(|scope| {
         // However this ends, the reader does too.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            world.trouble_until(started + Duration::from_secs_f64(minutes * 60.0));
-            server.behave();
-            world.wait_until_settled();
-        }));
-        over.store(true, SeqCst);
+        let ends = Ends(&over);
+        let reader = scope.spawn(|| read_until(&over, &server, &folder));
+        world.trouble_until(started + Duration::from_secs_f64(minutes * 60.0));
+        server.behave();
+        let unsettled = world.wait_until_settled().err();
+        drop(ends);
         let stale_reads = reader.join().expect("the reader does not panic");
-        if let Err(panic) = result {
-            println!("soak: SOAK_SEED={seed}");
-            std::panic::resume_unwind(panic);
-        }
-        stale_reads
+        (stale_reads, unsettled)
     });
     world.end(stale_reads);
-    let tokens = stored(&folder).into_iter().map(|(name, record)| {
-        assert!(!record.standing.doubtful, "{name} is in doubt");
-        let tokens = record.tokens.expect("it has tokens");
-        let token = tokens.refresh_token.expect("it is a grant with one");
-        let number = name.strip_prefix("credential-").expect("as configured");
-        let token = token.expose().to_owned();
-        (number.parse().expect("a number"), token)
-    });
-    let tokens: BTreeMap<usize, String> = tokens.collect();
-    let lost = server
-        .with_families(|families| check::lost(&families.newest(), &families.revoked(), &tokens));
+    let lost = lost(&server, &folder);
     let log = &world.log;
     println!("{}", summary(log, &world.troubles, lost.len()));
-    let found = [lost, check::violations(log)].concat();
+    let mut found: Vec<String> = unsettled.into_iter().chain(lost).collect();
+    found.extend(check::violations(log));
     assert!(
         found.is_empty(),
         "SOAK_SEED={seed}: {} rules broken:\n{}",
@@ -94,6 +79,15 @@ fn soak() {
     );
     // A run in which nothing happens shows nothing.
     assert!(log.requests.len() > first.len() * 2, "too few requests");
+}
+
+/// Ends the reader when it is dropped, by a panic too.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// What happens to the service.
@@ -148,7 +142,7 @@ impl<'a> World<'a> {
     /// One trouble after another, with quiet times between them.
     fn trouble_until(&mut self, end: Instant) {
         while Instant::now() < end {
-            let quiet = Duration::from_secs(4 + self.dice.below(16));
+            let quiet = Duration::from_secs(5 + self.dice.below(25));
             let quiet_until = (Instant::now() + quiet).min(end);
             while Instant::now() < quiet_until {
                 self.note_memory();
@@ -220,26 +214,31 @@ impl<'a> World<'a> {
         self.memory = Some(Memory { warm, end: bytes });
     }
 
-    /// Until every credential is fresh again, and delivered.
-    fn wait_until_settled(&mut self) {
+    /// Until every credential is well again, and delivered. The error says which are not.
+    fn wait_until_settled(&mut self) -> Result<(), String> {
         let count: usize = PROVIDERS.iter().map(|provider| provider.count).sum();
-        wait::until("all to be well", SETTLED_WITHIN, || {
-            thread::sleep(Duration::from_millis(200));
+        let deadline = Instant::now() + SETTLED_WITHIN;
+        loop {
             let states = samples(&self.service().metrics(), "credential_state");
-            let well = states.iter().filter(|(labels, value)| {
-                let fresh = ["fresh", "due", "stale"]
-                    .iter()
-                    .any(|state| labels.ends_with(&format!("state=\"{state}\"")));
-                fresh && **value == 1.0
-            });
-            let well = well.count();
-            let dead = (0..count)
-                .filter(|number| self.delivered_is_dead(*number))
-                .count();
-            let all = well == count && dead == 0;
-            all.then_some(())
-                .ok_or(format!("{well} are well, {dead} files are dead"))
-        });
+            let ill = |(labels, value): &(&String, &f64)| {
+                let well = ["fresh", "due", "stale"];
+                let is_well = |state| labels.ends_with(&format!("state=\"{state}\""));
+                **value == 1.0 && !well.into_iter().any(is_well)
+            };
+            let ill: Vec<&String> = states.iter().filter(ill).map(|(name, _)| name).collect();
+            let dead = (0..count).filter(|number| self.delivered_is_dead(*number));
+            let dead: Vec<usize> = dead.collect();
+            if ill.is_empty() && dead.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!(
+                    "{SETTLED_WITHIN:?} later these are not well: {ill:?}, and these files hold \
+                     dead tokens: {dead:?}"
+                ));
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
     }
 
     fn end_of_process(&mut self) {
@@ -260,7 +259,7 @@ impl<'a> World<'a> {
         self.end_of_process();
         let service = self.service.take().expect("it runs");
         let finished = service.stop();
-        assert_eq!(finished.code(), Some(0), "{}", finished.stderr);
+        assert_eq!(finished.code(), Some(0), "how it ended");
         self.log.requests = self.server.log();
         self.log.stale_reads = stale_reads;
     }
@@ -325,6 +324,26 @@ fn read_until(over: &AtomicBool, server: &Server, folder: &Path) -> Vec<StaleRea
         thread::sleep(Duration::from_millis(300));
     }
     stale
+}
+
+/// The credentials that the store has not kept, or of which it does not know.
+fn lost(server: &Server, folder: &Path) -> Vec<String> {
+    let records = stored(folder);
+    let tokens = records.iter().filter_map(|(name, record)| {
+        let token = record.tokens.as_ref()?.refresh_token.as_ref()?;
+        let number = name.strip_prefix("credential-")?.parse().ok()?;
+        Some((number, token.expose().to_owned()))
+    });
+    let tokens: BTreeMap<usize, String> = tokens.collect();
+    let in_doubt = records
+        .iter()
+        .filter(|(_, record)| record.standing.doubtful);
+    let in_doubt = in_doubt.map(|(name, _)| format!("{name} is in doubt"));
+    server
+        .with_families(|families| check::lost(&families.newest(), &families.revoked(), &tokens))
+        .into_iter()
+        .chain(in_doubt)
+        .collect()
 }
 
 /// What a sink's file holds; nothing before the first delivery.

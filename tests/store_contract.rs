@@ -277,7 +277,7 @@ async fn a_checkout_with_an_old_version_changes_nothing(place: impl Place) {
 
     let newer = record(&*one, "one").await;
     let checkout = other.checkout(&name("one"), 1, &lease("b", 0)).await;
-    assert_eq!(checkout.unwrap(), Checkout::Newer(newer.clone()));
+    assert_eq!(checkout.unwrap(), Checkout::Newer(Box::new(newer.clone())));
     assert_eq!(record(&*one, "one").await, newer, "nothing is intended");
     assert!(!is_busy(&*one, "one", &lease("a", 0)).await, "nor leased");
 

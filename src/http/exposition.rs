@@ -277,12 +277,12 @@ pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out
         (
             "perennial_job_last_run_timestamp_seconds",
             "When the last run started, in seconds since 1970.",
-            |job, _| job.state().last_run.map(unix),
+            |job, now| Some(unix(job.state().last_run?.on_wall(now))),
         ),
         (
             "perennial_job_last_success_timestamp_seconds",
             "When the last successful run ended, in seconds since 1970.",
-            |job, _| job.state().last_success.map(unix),
+            |job, now| Some(unix(job.state().last_success?.on_wall(now))),
         ),
     ];
     for (name, help, value) in gauges {

@@ -105,10 +105,9 @@ fn number(fields: &Map<String, Value>, name: &str) -> Option<f64> {
 }
 
 fn seconds(fields: &Map<String, Value>, name: &str) -> Option<Duration> {
-    // A hundred years: whatever is beyond only overflows.
-    Some(Duration::from_secs_f64(
-        number(fields, name)?.min(3_153_600_000.0),
-    ))
+    // A hundred years: whatever is beyond only overflows. Less than a nanosecond is nothing.
+    let duration = Duration::from_secs_f64(number(fields, name)?.min(3_153_600_000.0));
+    (!duration.is_zero()).then_some(duration)
 }
 
 /// A point in time: seconds or milliseconds since 1970, or RFC 3339.

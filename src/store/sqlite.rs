@@ -11,7 +11,7 @@ mod writer;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use chrono::DateTime;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
+use tokio::{sync::Mutex, task::spawn_blocking};
 use zeroize::Zeroizing;
 
 use self::{
@@ -110,8 +110,9 @@ impl SqliteStore {
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let reader = self.reader.clone();
-        let look_up = move || match &*reader.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Waited for here: over there, everybody who waits would hold a thread.
+        let reader = self.reader.clone().lock_owned().await;
+        let look_up = move || match &*reader {
             Some(db) => query(db).map_err(unavailable),
             None => Err(StoreError::Unavailable("it is closed".into())),
         };
@@ -154,7 +155,7 @@ impl Store for SqliteStore {
             CheckedOut::Granted { buried } => Checkout::Granted { buried },
             CheckedOut::Newer(row) => {
                 let record = self.rows.open(row);
-                Checkout::Newer(record.expect("it was found by its name"))
+                Checkout::Newer(Box::new(record.expect("it was found by its name")))
             }
             CheckedOut::Busy(until) => Checkout::Busy {
                 until: from_millis(until),
@@ -266,10 +267,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        self.reader
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.reader.lock().await.take();
         self.writer.close().await;
     }
 }
@@ -353,7 +351,13 @@ fn seal(cipher: &Cipher, name: &Name, version: u64, tokens: &TokenSet) -> Vec<u8
         access_token: tokens.access_token.expose(),
         refresh_token: tokens.refresh_token.as_ref().map(Secret::expose),
     };
-    let plain = Zeroizing::new(serde_json::to_vec(&secrets).expect("plain data becomes JSON"));
+    // Room for all of it from the start: growing leaves copies behind that nothing wipes.
+    let length = [Some(secrets.access_token), secrets.refresh_token]
+        .into_iter()
+        .flatten();
+    let room = 64 + length.map(str::len).sum::<usize>() * 2;
+    let mut plain = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer(&mut *plain, &secrets).expect("plain data becomes JSON");
     cipher.seal(&context(cipher, name, version), &plain)
 }
 

@@ -281,3 +281,91 @@ fn what_stands_beside_the_tokens_does_not_hide_them() {
         assert_eq!(tokens.access_token, Secret::new("a"));
     }
 }
+
+mod anything {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        clock::Moment,
+        credential::{Credential, policy::Rules},
+    };
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<f64>().prop_map(|number| json!(number.to_string())),
+            ".{0,40}".prop_map(Value::from),
+            "[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:00:00Z".prop_map(Value::from),
+            (any::<i64>(), any::<i64>()).prop_map(|(iat, exp)| {
+                let claims = json!({ "iat": iat, "exp": exp }).to_string();
+                json!(format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims)))
+            }),
+            Just(json!({ "access_token": [] })),
+        ]
+    }
+
+    const FIELDS: [&str; 9] = [
+        "access_token",
+        "refresh_token",
+        "expires_in",
+        "expires_at",
+        "refresh_in",
+        "refresh_token_expires_in",
+        "token_type",
+        "scope",
+        "error",
+    ];
+
+    proptest! {
+        #[test]
+        fn is_read_without_a_panic_and_reckoned_with(
+            values in proptest::collection::vec(proptest::option::of(value()), FIELDS.len()),
+            status in prop_oneof![Just(200_u16), 100..600_u16],
+            retry_after in proptest::option::of(".{0,30}"),
+        ) {
+            let named = FIELDS.iter().zip(values);
+            let fields: Map<String, Value> = named
+                .filter_map(|(name, value)| Some(((*name).to_owned(), value?)))
+                .collect();
+            let raw = Raw { retry_after, ..raw(&Value::Object(fields.clone()).to_string()) };
+            let status = StatusCode::from_u16(status).unwrap();
+            let issued_at = context().issued_at;
+            match read(status, &raw, &context()) {
+                Ok(tokens) => {
+                    prop_assert_eq!(fields["access_token"].as_str(), Some(tokens.access_token.expose()));
+                    prop_assert!(!tokens.details.lifetime.is_zero());
+                    // What is shown of it can be reckoned.
+                    let now = Moment { wall: issued_at, uptime: TimeDelta::zero() };
+                    let (name, rules) = ("player".parse().unwrap(), Rules::default());
+                    let credential = Credential::renewed(1, tokens, now);
+                    prop_assert!(credential.expires_at(&rules, now).unwrap() > issued_at);
+                    prop_assert!(credential.next(&name, &rules, now).wait.unwrap() > TimeDelta::zero());
+                    credential.attempts_left(&name, &rules, now);
+                }
+                Err(GrantError::Transient { retry_after, .. }) => {
+                    prop_assert!(retry_after.unwrap_or_default() <= LONGEST_RETRY_AFTER);
+                }
+                Err(error) => prop_assert!(error.detail().len() <= 40),
+            }
+        }
+
+        #[test]
+        fn bytes_are_read_without_a_panic(
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+            form in any::<bool>(),
+        ) {
+            let raw = Raw {
+                content_type: form.then(|| "application/x-www-form-urlencoded".into()),
+                body: Zeroizing::new(body),
+                ..raw("")
+            };
+            let _ = read(StatusCode::OK, &raw, &context());
+        }
+    }
+}
