@@ -611,6 +611,38 @@ fn a_row_that_cannot_be_read_stops_its_own_credential_alone() {
     .record();
 }
 
+/// As one that was put back from elsewhere, and damaged on the way.
+const LATER_AND_TORN: &str = "UPDATE credentials SET version = ?, sealed = substr(sealed, 1, 30)";
+
+#[test]
+fn a_row_that_is_changed_while_the_service_runs_is_not_taken_over() {
+    let gate = Gate::default();
+    let server = gate.strict_server();
+    let place = Place::new(&server.url("/token"), "", &["t-".to_owned()]);
+    let perennial = &place.perennial;
+    let change_to = |version: i64| {
+        let changed = with_database(perennial, |database| {
+            database.execute(LATER_AND_TORN, [version])
+        });
+        assert_eq!(changed.expect("plain SQL"), 1);
+    };
+    let closed = gate.close();
+    let service = perennial.serve();
+    server.wait_for_requests(1);
+    change_to(9);
+    drop(closed);
+    // What has just come is worth more than what cannot be read.
+    wait_for_version(&service, 1, 10);
+
+    change_to(19);
+    let refused = perennial.run(&["refresh", "credential-00"]);
+    assert_eq!(refused.code(), Some(1), "{refused:?}");
+    let sentence = "its row in the store is damaged or was changed from outside";
+    assert!(refused.stderr.contains(sentence), "{refused:?}");
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(server.count(), 1, "nothing more was sent");
+}
+
 fn with_database<T>(perennial: &Perennial, act: impl Fn(&Connection) -> T) -> T {
     let path = perennial.folder().join("perennial.db");
     act(&Connection::open(path).expect("a database"))
