@@ -179,6 +179,70 @@ async fn a_log_without_its_database_is_not_overwritten() {
 }
 
 #[tokio::test]
+async fn a_store_of_the_first_form_is_brought_up_to_date() {
+    let folder = Folder::new();
+    let store = folder.open().await.unwrap();
+    save(&store, "one", 0, "t").await;
+    save(&store, "under-way", 0, "u").await;
+    store.close().await;
+    // As it was made at first: one table for all of a credential, migrations counted in another.
+    let first = Folder::new();
+    let db = first.connection();
+    db.execute_batch(include_str!("../src/store/migrations/0001_first.sql"))
+        .unwrap();
+    db.execute("ATTACH ? AS now", [folder.database().to_str().unwrap()])
+        .unwrap();
+    db.execute_batch(
+        "CREATE TABLE _sqlx_migrations (version INTEGER PRIMARY KEY);
+         INSERT INTO store (id, key_id) SELECT id, key_id FROM now.store;
+         INSERT INTO credentials (name, version, key_id, sealed, details, fingerprint)
+         SELECT name, version, key_id, sealed, details, fingerprint FROM now.credentials;
+         UPDATE credentials SET intent = fingerprint, lease_owner = 'dead', lease_until = 9e15
+         WHERE name = 'under-way'",
+    )
+    .unwrap();
+    drop(db);
+
+    for opened in ["the first time", "again"] {
+        let store = first.open().await.unwrap();
+        let records = store.load().await.unwrap();
+        let names: Vec<_> = records.iter().map(|record| record.name.as_str()).collect();
+        assert_eq!(names, ["one", "under-way"], "{opened}");
+        assert_eq!(records[0].tokens, Some(tokens("t")), "{opened}");
+        assert_eq!(records[1].tokens, Some(tokens("u")), "{opened}");
+        let doubtful: Vec<_> = records
+            .iter()
+            .map(|record| record.standing.doubtful)
+            .collect();
+        assert_eq!(doubtful, [false, true], "{opened}");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_a_later_version_is_left_as_it_is() {
+    let folder = Folder::new();
+    let store = folder.open().await.unwrap();
+    save(&store, "one", 0, "t").await;
+    store.close().await;
+    let db = folder.connection();
+    db.pragma_update(None, "user_version", 1_000).unwrap();
+    db.close().unwrap();
+    let before = folder.bytes();
+    let error = folder.open().await.err().expect("it is unknown");
+    assert!(matches!(error, StoreError::Newer { .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} was written by a newer Perennial; nothing was changed: run that version, or \
+             restore a backup from before it",
+            folder.database().display()
+        )
+    );
+    assert!(before == folder.bytes(), "the files were changed");
+}
+
+#[tokio::test]
 async fn what_was_answered_survives_a_crash() {
     let folder = Folder::new();
     let store = folder.open().await.unwrap();

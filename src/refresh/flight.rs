@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 use tracing::{Instrument, field};
 
 use super::Refresher;
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A refresh under way: whoever holds this hears how it ended.
-pub type Flight = watch::Receiver<Option<Outcome>>;
+pub type Flight = Arc<SetOnce<Outcome>>;
 
 /// Why somebody wants a refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +61,9 @@ impl Refresher {
     /// Refreshes one member, or joins the refresh of it that is under way. The refresh
     /// goes on when the caller stops waiting.
     pub async fn refresh(self: &Arc<Self>, member: &Arc<Member>, cause: Cause) -> Outcome {
-        let Some(mut flight) = self.board(member, cause) else {
-            return Outcome::NotNeeded;
-        };
-        match flight.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().expect("waited for"),
-            // The task is gone without a word: it panicked, and the hook has logged it.
-            Err(_) => Outcome::Postponed(AFTER_PANIC),
+        match self.board(member, cause) {
+            Some(flight) => flight.wait().await.clone(),
+            None => Outcome::NotNeeded,
         }
     }
 
@@ -79,7 +75,7 @@ impl Refresher {
         if !is_wanted(member, cause, self.clock.now()) {
             return None;
         }
-        let (landed, boarded) = watch::channel(None);
+        let boarded = Flight::default();
         *flight = Some(boarded.clone());
         let (refresher, member) = (self.clone(), member.clone());
         let span = tracing::info_span!(
@@ -88,14 +84,15 @@ impl Refresher {
             provider = %member.provider.name,
             outcome = field::Empty,
         );
+        let landed = boarded.clone();
         let task = async move {
-            let landing = Landing {
+            let mut landing = Landing {
                 refresher: &refresher,
                 member: &member,
+                landed,
+                outcome: Outcome::Postponed(AFTER_PANIC),
             };
-            let outcome = refresher.admit(&member, cause).await;
-            drop(landing);
-            let _ = landed.send(Some(outcome));
+            landing.outcome = refresher.admit(&member, cause).await;
         };
         self.tasks.spawn(task.instrument(span));
         Some(boarded)
@@ -121,10 +118,13 @@ fn is_wanted(member: &Member, cause: Cause, now: Moment) -> bool {
     }
 }
 
-/// Clears the way for the next refresh, however this one ended.
+/// Clears the way for the next refresh and tells the outcome, however this one ended.
 struct Landing<'a> {
     refresher: &'a Refresher,
     member: &'a Arc<Member>,
+    landed: Flight,
+    /// If it ends without a word, it panicked, and the hook has logged it.
+    outcome: Outcome,
 }
 
 impl Drop for Landing<'_> {
@@ -140,5 +140,6 @@ impl Drop for Landing<'_> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = None;
         self.refresher.fleet.announce(self.member);
+        let _ = self.landed.set(self.outcome.clone());
     }
 }

@@ -80,9 +80,9 @@ impl SqliteStore {
         let mut db = file::connect(&path)?;
         file::migrate(&path, &mut db)?;
         // Whoever held a lease on an embedded store is dead, since we have the lock.
-        db.execute(
-            "UPDATE credentials SET lease_owner = NULL WHERE lease_owner IS NOT NULL",
-            [],
+        db.execute_batch(
+            "BEGIN; UPDATE claims SET owner = NULL, until = NULL WHERE owner IS NOT NULL;
+             DELETE FROM claims WHERE intent IS NULL; COMMIT",
         )
         .map_err(unavailable)?;
         let reader = file::connect_for_reading(&path)?;

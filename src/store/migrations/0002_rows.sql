@@ -1,5 +1,6 @@
 -- Tokens in a table with row ids: in one without, whatever of a row is longer than a quarter
--- of a page is on a page of its own, which every claim of a lease would write again.
+-- of a page is on a page of its own. And what is under way in a table of its own, which has few
+-- rows and so few pages: a claim does not write the tokens again.
 CREATE TABLE rows (
     id           INTEGER PRIMARY KEY,
     name         TEXT NOT NULL UNIQUE,
@@ -8,16 +9,26 @@ CREATE TABLE rows (
     sealed       BLOB,
     details      TEXT,
     fingerprint  BLOB,
-    standing     TEXT NOT NULL DEFAULT '{}',
-    intent       BLOB,
-    intent_at    INTEGER,
-    lease_owner  TEXT,
-    lease_until  INTEGER
+    standing     TEXT NOT NULL DEFAULT '{}'
 ) STRICT;
-INSERT INTO rows (name, version, key_id, sealed, details, fingerprint, standing, intent,
-                  intent_at, lease_owner, lease_until)
-SELECT name, version, key_id, sealed, details, fingerprint, standing, intent, intent_at,
-       lease_owner, lease_until FROM credentials;
+INSERT INTO rows (name, version, key_id, sealed, details, fingerprint, standing)
+SELECT name, version, key_id, sealed, details, fingerprint, standing FROM credentials;
+
+-- A refresh under way, or one that ended without an answer.
+CREATE TABLE claims (
+    name       TEXT PRIMARY KEY,
+    -- Who holds the lease, and until when; NULL when nobody does.
+    owner      TEXT,
+    until      INTEGER,
+    -- The intent to spend the refresh token with this fingerprint, since when. NULL where there
+    -- is nothing to spend.
+    intent     BLOB,
+    intent_at  INTEGER
+) STRICT, WITHOUT ROWID;
+INSERT INTO claims (name, owner, until, intent, intent_at)
+SELECT name, lease_owner, lease_until, intent, intent_at FROM credentials
+WHERE lease_owner IS NOT NULL OR intent IS NOT NULL;
+
 DROP TABLE credentials;
 ALTER TABLE rows RENAME TO credentials;
 DROP TABLE IF EXISTS _sqlx_migrations;

@@ -24,7 +24,9 @@ pub(super) struct SealedRow {
 
 impl SealedRow {
     /// What a row is read from.
-    pub const COLUMNS: &str = "name, version, sealed, details, standing, intent IS NOT NULL";
+    pub const COLUMNS: &str = "name, version, sealed, details, standing,
+         EXISTS (SELECT 1 FROM claims
+                 WHERE claims.name = credentials.name AND intent IS NOT NULL)";
 
     pub fn read(row: &Row) -> rusqlite::Result<Self> {
         Ok(Self {
@@ -64,10 +66,10 @@ pub(super) fn checkout(
 ) -> rusqlite::Result<CheckedOut> {
     let look = || {
         db.prepare_cached(
-            "SELECT version, lease_owner, lease_until,
+            "SELECT version, owner, until,
                     EXISTS (SELECT 1 FROM buried WHERE buried.name = credentials.name
                             AND buried.fingerprint = credentials.fingerprint)
-             FROM credentials WHERE name = ?",
+             FROM credentials LEFT JOIN claims USING (name) WHERE name = ?",
         )?
         .query_row([name.as_str()], |row| {
             let found: (i64, Option<String>, Option<i64>, bool) =
@@ -97,17 +99,19 @@ pub(super) fn checkout(
     }
     // A buried token is not going to be sent, so there is nothing to intend.
     db.prepare_cached(
-        "UPDATE credentials SET lease_owner = ?1, lease_until = ?2,
-             intent = CASE WHEN ?3 THEN intent ELSE fingerprint END,
-             intent_at = CASE WHEN ?3 THEN intent_at ELSE ?4 END
-         WHERE name = ?5",
+        "INSERT INTO claims (name, owner, until, intent, intent_at)
+         SELECT name, ?2, ?3, CASE WHEN ?4 THEN NULL ELSE fingerprint END, ?5
+         FROM credentials WHERE name = ?1
+         ON CONFLICT (name) DO UPDATE SET owner = ?2, until = ?3,
+             intent = CASE WHEN ?4 THEN intent ELSE excluded.intent END,
+             intent_at = CASE WHEN ?4 THEN intent_at ELSE ?5 END",
     )?
     .execute(params![
+        name.as_str(),
         lease.owner,
         now + lease.lasts.as_millis() as i64,
         buried,
-        now,
-        name.as_str()
+        now
     ])?;
     Ok(CheckedOut::Granted { buried })
 }
@@ -141,8 +145,7 @@ pub(super) fn save(
     let changed = db
         .prepare_cached(
             "UPDATE credentials SET version = version + 1, key_id = ?, sealed = ?, details = ?,
-                 fingerprint = ?, standing = '{}', intent = NULL, intent_at = NULL,
-                 lease_owner = NULL, lease_until = NULL
+                 fingerprint = ?, standing = '{}'
              WHERE name = ? AND version = ?",
         )?
         .execute(params![
@@ -153,7 +156,12 @@ pub(super) fn save(
             name.as_str(),
             expected as i64
         ])?;
-    Ok(changed == 1)
+    if changed == 0 {
+        return Ok(false);
+    }
+    db.prepare_cached("DELETE FROM claims WHERE name = ?")?
+        .execute([name.as_str()])?;
+    Ok(true)
 }
 
 /// How a checkout ended without new tokens.
@@ -173,22 +181,26 @@ pub(super) fn settle(
     if let Some(fingerprint) = settlement.bury {
         db.prepare_cached(
             "INSERT INTO buried (name, fingerprint)
-             SELECT name, ?1 FROM credentials WHERE name = ?2 AND lease_owner = ?3
+             SELECT name, ?1 FROM claims WHERE name = ?2 AND owner = ?3
              ON CONFLICT DO NOTHING",
         )?
         .execute(params![fingerprint.0, name.as_str(), settlement.owner])?;
     }
     db.prepare_cached(
-        "UPDATE credentials SET standing = ?1, lease_owner = NULL, lease_until = NULL,
-             intent = CASE WHEN ?2 THEN intent END, intent_at = CASE WHEN ?2 THEN intent_at END
-         WHERE name = ?3 AND lease_owner = ?4",
+        "UPDATE credentials SET standing = ?1 WHERE name = ?2
+             AND EXISTS (SELECT 1 FROM claims WHERE claims.name = ?2 AND owner = ?3)",
     )?
     .execute(params![
         settlement.standing,
-        settlement.doubtful,
         name.as_str(),
         settlement.owner
     ])?;
+    let end = match settlement.doubtful {
+        true => "UPDATE claims SET owner = NULL, until = NULL WHERE name = ? AND owner = ?",
+        false => "DELETE FROM claims WHERE name = ? AND owner = ?",
+    };
+    db.prepare_cached(end)?
+        .execute(params![name.as_str(), settlement.owner])?;
     Ok(())
 }
 
