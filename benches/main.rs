@@ -12,6 +12,10 @@ mod scrape;
 mod throughput;
 mod token_server;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 type Part = (&'static str, fn());
 
 const PARTS: [Part; 3] = [

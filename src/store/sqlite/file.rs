@@ -28,9 +28,12 @@ pub(super) fn connect(path: &Path) -> Result<Connection, StoreError> {
     let db = Connection::open_with_flags(path, flags).map_err(unavailable)?;
     db.busy_timeout(Duration::from_secs(5))
         .map_err(unavailable)?;
-    // An answer of a commit means that the disk has it.
-    db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-        .map_err(unavailable)?;
+    // An answer of a commit means that the disk has it. The log may grow to 16 MB before it is
+    // moved into the database, since everybody waits while it is.
+    db.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000",
+    )
+    .map_err(unavailable)?;
     Ok(db)
 }
 

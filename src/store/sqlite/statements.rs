@@ -65,11 +65,13 @@ pub(super) fn checkout(
     lease: &Lease,
 ) -> rusqlite::Result<CheckedOut> {
     let look = || {
+        // Not a LEFT JOIN: SQLite prepares one again for each name that is bound to it.
         db.prepare_cached(
-            "SELECT version, owner, until,
+            "SELECT version, (SELECT owner FROM claims WHERE claims.name = credentials.name),
+                    (SELECT until FROM claims WHERE claims.name = credentials.name),
                     EXISTS (SELECT 1 FROM buried WHERE buried.name = credentials.name
                             AND buried.fingerprint = credentials.fingerprint)
-             FROM credentials LEFT JOIN claims USING (name) WHERE name = ?",
+             FROM credentials WHERE name = ?",
         )?
         .query_row([name.as_str()], |row| {
             let found: (i64, Option<String>, Option<i64>, bool) =
