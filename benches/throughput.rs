@@ -56,11 +56,15 @@ async fn compare(delay: Duration, in_flight: usize) -> (Pace, Pace, Pace) {
     println!("  {CREDENTIALS} credentials, {in_flight} in flight, {delay:?} at the server");
     let server = TokenServer::start(delay);
     let url = format!("http://{}/token", server.address);
-    let bare = bare_loop(&url, in_flight).await;
+    // The least disturbed of three rounds of each.
+    let (mut bare, mut grouped, mut path) = (Pace::WORST, Pace::WORST, Pace::WORST);
+    for _ in 0..3 {
+        bare = bare.or_better(bare_loop(&url, in_flight).await);
+        grouped = grouped.or_better(loop_that_saves(&url, in_flight).await);
+        path = path.or_better(refresh_path(&url, in_flight).await);
+    }
     bare.print("bare loop of requests");
-    let grouped = loop_that_saves(&url, in_flight).await;
     grouped.print("the same, each saved in a group commit");
-    let path = refresh_path(&url, in_flight).await;
     path.print("refresh path");
     (bare, grouped, path)
 }
@@ -80,6 +84,18 @@ impl Pace {
         Self {
             rate: CREDENTIALS as f64 / started.elapsed().as_secs_f64(),
             cpu: (cpu_time() - cpu).as_micros() as f64 / CREDENTIALS as f64,
+        }
+    }
+
+    const WORST: Self = Self {
+        rate: 0.0,
+        cpu: f64::INFINITY,
+    };
+
+    fn or_better(self, other: Self) -> Self {
+        Self {
+            rate: self.rate.max(other.rate),
+            cpu: self.cpu.min(other.cpu),
         }
     }
 

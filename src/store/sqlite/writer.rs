@@ -118,6 +118,13 @@ async fn run(
     // Takes what is there: a lone change never waits for company, and while one commit is
     // synced the next group gathers by itself.
     while queue.recv_many(&mut group, LARGEST_GROUP).await > 0 {
+        // Whoever is ready to ask gets his word in before the sync.
+        tokio::task::yield_now().await;
+        while group.len() < LARGEST_GROUP
+            && let Ok(entry) = queue.try_recv()
+        {
+            group.push(entry);
+        }
         let committing = spawn_blocking(move || {
             let results = match file.1.are_in_place() {
                 Ok(()) => commit(&file.0, &mut group),
