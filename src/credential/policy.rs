@@ -68,14 +68,14 @@ impl Life {
         let min_age = rules.min_age.map_or(TimeDelta::zero(), delta).min(end);
         let mandatory = (end - margin).max(min_age);
 
-        let (refresh, spread) = match details.refresh_in {
+        let (refresh, has_jitter) = match details.refresh_in {
             // The provider's own word needs no jitter of ours. A word that would make a storm
             // is not taken.
             Some(wanted) => {
                 let soonest = SHORTEST_REFRESH_IN.min(end - end / 3);
-                (delta(wanted).max(soonest), TimeDelta::zero())
+                (delta(wanted).max(soonest), false)
             }
-            None => (end - end / 3, end / 30),
+            None => (end - end / 3, true),
         };
         // An unused refresh token is used well before it dies, however long the access
         // token would still live.
@@ -85,6 +85,11 @@ impl Life {
         let refresh = keep_alive
             .map_or(refresh, |age| age.min(refresh))
             .min(mandatory);
+        // A thirtieth of the life, where two thirds of it rule.
+        let spread = match has_jitter {
+            true => refresh / 20,
+            false => TimeDelta::zero(),
+        };
         Self {
             refresh,
             spread,
@@ -436,6 +441,24 @@ mod tests {
     }
 
     proptest! {
+        /// However much longer the access token lives than the refresh token may lie idle.
+        #[test]
+        fn an_idle_refresh_token_is_not_used_at_once(
+            lifetime in 60_u64..400 * 86_400,
+            idle in 60_u64..400 * 86_400,
+            roll in 0.0..1.0,
+        ) {
+            let rules = Rules {
+                refresh_token_idle: Some(Duration::from_secs(idle)),
+                ..Rules::default()
+            };
+            let due = Life::of(&details(lifetime), &rules).due(roll);
+            let wanted = TimeDelta::seconds((idle as i64 / 3).min(lifetime as i64 * 2 / 3));
+            let wanted = wanted.min(TimeDelta::hours(24));
+            prop_assert!(due >= wanted * 9 / 10, "{due} of {wanted}");
+            prop_assert!(due <= wanted + TimeDelta::seconds(1), "{due} of {wanted}");
+        }
+
         #[test]
         fn the_next_refresh_is_never_after_the_mandatory_point(
             lifetime in 0_u64..u64::MAX / 2,
