@@ -191,6 +191,12 @@ impl Member {
         next
     }
 
+    /// Has somebody asked for patience that is not over?
+    pub fn is_left_alone(&self, now: Moment) -> bool {
+        let patience = self.view().patience;
+        patience.is_some_and(|(since, patience)| since.age(now) < patience)
+    }
+
     /// Is a refresh under way?
     pub fn is_refreshing(&self) -> bool {
         self.flight

@@ -103,7 +103,7 @@ impl Refresher {
 /// the same thing the second finds the first one's result.
 fn is_wanted(member: &Member, cause: Cause, now: Moment) -> bool {
     match cause {
-        Cause::Scheduled(_) if !member.can_refresh() => false,
+        Cause::Scheduled(_) if !member.can_refresh() || member.is_left_alone(now) => false,
         Cause::Forced => true,
         Cause::Due => member.next(now).wait.is_some_and(|wait| wait.is_zero()),
         Cause::Scheduled(at) => {
