@@ -13,7 +13,7 @@ pub mod refresh_token;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{StatusCode, header};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tracing::Instrument;
 use url::Url;
 
@@ -108,8 +108,8 @@ const USUAL_ANSWER: usize = 8 * 1024;
 /// connection is a lost answer, so ours are given up before that.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
 
-/// A timer that fires later than this fires late because nothing ran at all.
-const STOOD_STILL: Duration = Duration::from_secs(1);
+/// How long the second look at an answer takes.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// One token endpoint, and who we are there.
 pub struct TokenEndpoint {
@@ -245,21 +245,18 @@ impl TokenEndpoint {
     }
 }
 
-/// Waits for an answer at most this long. When the whole process stood still past that (it was
-/// stopped, or its container was frozen), the answer may have come meanwhile: what has been
-/// received gets a moment to be read, because it may be the only copy of a token.
+/// Waits for an answer this long, and then takes a second look: when the whole process stood still
+/// past that (it was stopped, or its container was frozen), what has come meanwhile is not read
+/// yet, and it may be the only copy of a token.
 async fn in_time<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, GrantError>>,
 ) -> Result<T, GrantError> {
     tokio::pin!(answer);
-    let started = Instant::now();
     if let Ok(answer) = timeout(limit, &mut answer).await {
         return answer;
     }
-    if started.elapsed() > limit + STOOD_STILL
-        && let Ok(answer) = timeout(STOOD_STILL, &mut answer).await
-    {
+    if let Ok(answer) = timeout(SECOND_LOOK, &mut answer).await {
         return answer;
     }
     Err(GrantError::Transient {
