@@ -130,9 +130,10 @@ pub fn generate_key_file(path: &Path) -> Result<Secret, StoreError> {
         }
         let mut draft = path.as_os_str().to_owned();
         draft.push(".new");
+        // Of one who crashed in here. Whatever it is, the key is not written into it.
+        let _ = fs::remove_file(&draft);
         let mut file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .write(true)
             .mode(0o600)
             .open(&draft)?;
