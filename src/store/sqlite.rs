@@ -87,7 +87,8 @@ impl SqliteStore {
         .map_err(unavailable)?;
         let reader = file::connect_for_reading(&path)?;
         let files = OpenFiles::of(&path)?;
-        let writer = Writer::start(db, files, lock);
+        let writer = Writer::start(db, files, lock)
+            .map_err(|error| StoreError::Unavailable(format!("no thread for it: {error}")))?;
         Ok(Self {
             rows: Arc::new(Rows { path, cipher }),
             history,

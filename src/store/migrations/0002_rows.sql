@@ -20,13 +20,12 @@ CREATE TABLE claims (
     -- Who holds the lease, and until when; NULL when nobody does.
     owner      TEXT,
     until      INTEGER,
-    -- The intent to spend the refresh token with this fingerprint, since when. NULL where there
-    -- is nothing to spend.
-    intent     BLOB,
-    intent_at  INTEGER
+    -- The intent to spend the refresh token with this fingerprint. NULL where there is nothing
+    -- to spend.
+    intent     BLOB
 ) STRICT, WITHOUT ROWID;
-INSERT INTO claims (name, owner, until, intent, intent_at)
-SELECT name, lease_owner, lease_until, intent, intent_at FROM credentials
+INSERT INTO claims (name, owner, until, intent)
+SELECT name, lease_owner, lease_until, intent FROM credentials
 WHERE lease_owner IS NOT NULL OR intent IS NOT NULL;
 
 DROP TABLE credentials;

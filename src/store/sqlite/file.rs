@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, OpenOptions},
+    io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -79,8 +80,7 @@ pub(super) fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
         let problem = "the database is missing, but its write-ahead log is there";
         return Err(damaged(path, problem));
     }
-    let io =
-        |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+    let io = |error| unusable(path, error);
     let draft = beside(path, ".new");
     // Left behind by a crash in here; it never held anything.
     for suffix in [".new", ".new-journal", ".new-wal", ".new-shm"] {
@@ -101,6 +101,14 @@ pub(super) fn create(path: &Path, cipher: &Cipher) -> Result<(), StoreError> {
     .map_err(unavailable)?;
     // Folds the log into the file, so that the file alone is the store.
     db.close().map_err(|(_, error)| unavailable(error))?;
+    // It does not say so when it could not.
+    if has_log(&draft) {
+        let problem = format!(
+            "{}: its first log could not be written to it",
+            path.display()
+        );
+        return Err(StoreError::Unavailable(problem));
+    }
     fs::rename(&draft, path)
         .and_then(|()| sync_folder_of(path))
         .map_err(io)
@@ -126,7 +134,7 @@ impl OpenFiles {
     pub(super) fn of(path: &Path) -> Result<Self, StoreError> {
         let file = |suffix| {
             let path = beside(path, suffix);
-            let identity = identity_of(&path)?;
+            let identity = identity_of(&path).map_err(|error| unusable(&path, error))?;
             Ok((path, identity))
         };
         Ok(Self([file("")?, file("-wal")?]))
@@ -135,12 +143,18 @@ impl OpenFiles {
     /// Fails when somebody has taken one away.
     pub(super) fn are_in_place(&self) -> Result<(), StoreError> {
         for (path, identity) in &self.0 {
-            if identity_of(path).ok() != Some(*identity) {
-                return Err(StoreError::Unavailable(format!(
-                    "{} was deleted or replaced while it was in use; put it back, or stop this \
-                     process and then put the right one there",
-                    path.display()
-                )));
+            match identity_of(path) {
+                Ok(found) if found == *identity => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(unusable(path, error));
+                }
+                _ => {
+                    return Err(StoreError::Unavailable(format!(
+                        "{} was deleted or replaced while it was in use; put it back, or stop \
+                         this process and then put the right one there",
+                        path.display()
+                    )));
+                }
             }
         }
         Ok(())
@@ -148,10 +162,13 @@ impl OpenFiles {
 }
 
 /// Tells a file from every other, whatever its name.
-fn identity_of(path: &Path) -> Result<(u64, u64), StoreError> {
-    let io = |error| StoreError::Unavailable(format!("{}: {error}", path.display()));
-    let file = fs::metadata(path).map_err(io)?;
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::metadata(path)?;
     Ok((file.dev(), file.ino()))
+}
+
+fn unusable(path: &Path, error: io::Error) -> StoreError {
+    StoreError::Unavailable(format!("{}: {error}", path.display()))
 }
 
 /// Looks at a store without changing it: is it one, is it whole, does the key fit?

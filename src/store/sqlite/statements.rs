@@ -101,19 +101,17 @@ pub(super) fn checkout(
     }
     // A buried token is not going to be sent, so there is nothing to intend.
     db.prepare_cached(
-        "INSERT INTO claims (name, owner, until, intent, intent_at)
-         SELECT name, ?2, ?3, CASE WHEN ?4 THEN NULL ELSE fingerprint END, ?5
+        "INSERT INTO claims (name, owner, until, intent)
+         SELECT name, ?2, ?3, CASE WHEN ?4 THEN NULL ELSE fingerprint END
          FROM credentials WHERE name = ?1
          ON CONFLICT (name) DO UPDATE SET owner = ?2, until = ?3,
-             intent = CASE WHEN ?4 THEN intent ELSE excluded.intent END,
-             intent_at = CASE WHEN ?4 THEN intent_at ELSE ?5 END",
+             intent = CASE WHEN ?4 THEN intent ELSE excluded.intent END",
     )?
     .execute(params![
         name.as_str(),
         lease.owner,
         now + lease.lasts.as_millis() as i64,
-        buried,
-        now
+        buried
     ])?;
     Ok(CheckedOut::Granted { buried })
 }
@@ -241,7 +239,11 @@ pub(super) fn set_firing(db: &Connection, job: &Name, at: Timestamp) -> rusqlite
 }
 
 pub(super) fn probe(db: &Connection) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE store SET probes = probes + 1")?
+    let changed = db
+        .prepare_cached("UPDATE store SET probes = probes + 1")?
         .execute([])?;
-    Ok(())
+    match changed {
+        0 => Err(rusqlite::Error::QueryReturnedNoRows),
+        _ => Ok(()),
+    }
 }

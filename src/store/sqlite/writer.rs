@@ -1,11 +1,15 @@
 //! Group commit: changes that arrive together share one transaction and one sync.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
 
 use rusqlite::Connection;
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{JoinHandle, spawn_blocking},
+    task::JoinHandle,
 };
 
 use super::{OpenFiles, StoreError, StoreLock, unavailable};
@@ -57,13 +61,18 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts to write. `lock` is let go after the last change, when nobody can ask for
     /// another: after `close`, or when the writer is dropped.
-    pub(super) fn start(db: Connection, files: OpenFiles, lock: StoreLock) -> Self {
+    pub(super) fn start(db: Connection, files: OpenFiles, lock: StoreLock) -> io::Result<Self> {
         let (queue, waiting) = mpsc::unbounded_channel();
-        let task = tokio::spawn(run(db, files, waiting, lock));
-        Self {
+        let (to_make, groups) = std::sync::mpsc::channel();
+        let (made, results) = mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("store".into())
+            .spawn(move || make(db, files, lock, groups, made))?;
+        let task = tokio::spawn(run(waiting, to_make, results));
+        Ok(Self {
             queue: Mutex::new(Some(queue)),
             task: tokio::sync::Mutex::new(Some(task)),
-        }
+        })
     }
 
     /// Makes a change and waits until it is durable. The change is made even if the caller
@@ -106,15 +115,16 @@ impl Writer {
     }
 }
 
+type Group = Vec<Box<dyn Waiting>>;
+type Results = Vec<Result<(), StoreError>>;
+
+/// Gathers changes, and answers them.
 async fn run(
-    db: Connection,
-    files: OpenFiles,
     mut queue: mpsc::UnboundedReceiver<Box<dyn Waiting>>,
-    lock: StoreLock,
+    groups: std::sync::mpsc::Sender<Group>,
+    mut made: mpsc::UnboundedReceiver<(Group, Results)>,
 ) {
-    // In this order, and always together: it is closed before anybody else may open it.
-    let mut file = (db, files, lock);
-    let mut group = Vec::with_capacity(LARGEST_GROUP);
+    let mut group = Group::with_capacity(LARGEST_GROUP);
     // Takes what is there: a lone change never waits for company, and while one commit is
     // synced the next group gathers by itself.
     while queue.recv_many(&mut group, LARGEST_GROUP).await > 0 {
@@ -125,38 +135,67 @@ async fn run(
         {
             group.push(entry);
         }
-        let committing = spawn_blocking(move || {
-            let results = match file.1.are_in_place() {
-                Ok(()) => commit(&file.0, &mut group),
-                Err(error) => vec![Err(error); group.len()],
-            };
-            (file, group, results)
-        });
-        let results;
-        (file, group, results) = committing.await.expect("no change panics");
+        // Nobody listens only if the thread panicked; who waits then hears that it is closed.
+        let _ = groups.send(group);
+        let Some((answered, results)) = made.recv().await else {
+            return;
+        };
+        group = answered;
         // Here and not over there: to wake a task from another thread costs a system call.
         for (entry, result) in group.drain(..).zip(results) {
             entry.answer(result);
         }
     }
-    let _ = spawn_blocking(move || drop(file)).await;
+    drop(groups);
+    // Until the thread has let go of the file.
+    let _ = made.recv().await;
+}
+
+/// Makes the changes, group by group. A thread of its own: the pool that everybody shares may be
+/// full of what hangs, such as files on a network, while the only copy of a token is in here.
+fn make(
+    db: Connection,
+    files: OpenFiles,
+    lock: StoreLock,
+    groups: std::sync::mpsc::Receiver<Group>,
+    made: mpsc::UnboundedSender<(Group, Results)>,
+) {
+    for mut group in groups {
+        let results = match files.are_in_place() {
+            Ok(()) => commit(&db, &mut group),
+            Err(error) => vec![Err(error); group.len()],
+        };
+        if made.send((group, results)).is_err() {
+            break;
+        }
+    }
+    // Closed before anybody else may open it.
+    let _ = db.close();
+    drop(lock);
 }
 
 /// What became of each.
-fn commit(db: &Connection, group: &mut [Box<dyn Waiting>]) -> Vec<Result<(), StoreError>> {
-    let together = transaction(db, group).map_err(unavailable);
+fn commit(db: &Connection, group: &mut [Box<dyn Waiting>]) -> Results {
+    // Who does not get the lock of the database for all does not get it for one either.
+    if let Err(error) = execute(db, "BEGIN IMMEDIATE") {
+        return vec![Err(unavailable(error)); group.len()];
+    }
+    let together = finish(db, group).map_err(unavailable);
     if together.is_ok() || group.len() == 1 {
         return vec![together; group.len()];
     }
     // One bad change must not fail its neighbours: each again, by itself.
-    group
-        .chunks_mut(1)
-        .map(|alone| transaction(db, alone).map_err(unavailable))
+    let alone = |entry| {
+        execute(db, "BEGIN IMMEDIATE")?;
+        finish(db, entry)
+    };
+    let each = group.chunks_mut(1);
+    each.map(|entry| alone(entry).map_err(unavailable))
         .collect()
 }
 
 /// All of the group, or nothing of it.
-fn transaction(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()> {
+fn finish(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()> {
     let result = apply(db, group);
     // SQLite has rolled back by itself after some errors, such as a full disk.
     if result.is_err() && !db.is_autocommit() {
@@ -166,7 +205,6 @@ fn transaction(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Res
 }
 
 fn apply(db: &Connection, group: &mut [Box<dyn Waiting>]) -> rusqlite::Result<()> {
-    execute(db, "BEGIN IMMEDIATE")?;
     for entry in group {
         entry.apply(db)?;
     }
