@@ -56,6 +56,8 @@ pub enum GrantError {
     Misconfigured {
         /// The OAuth error code, or what is missing.
         detail: String,
+        /// How long the server asked us to stay away.
+        retry_after: Option<Duration>,
     },
     /// The grant is dead; a person must log in again.
     #[error("needs login ({detail})")]
@@ -79,8 +81,18 @@ impl GrantError {
     pub fn detail(&self) -> &str {
         match self {
             Self::Transient { detail, .. }
-            | Self::Misconfigured { detail }
+            | Self::Misconfigured { detail, .. }
             | Self::NeedsLogin { detail } => detail,
+        }
+    }
+
+    /// How long the server asked us to stay away.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Transient { retry_after, .. } | Self::Misconfigured { retry_after, .. } => {
+                *retry_after
+            }
+            Self::NeedsLogin { .. } => None,
         }
     }
 

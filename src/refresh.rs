@@ -273,7 +273,12 @@ impl Refresher {
         // was sent is no answer of the server.
         let (mut error, mut declared_dead) = match error {
             GrantError::NeedsLogin { detail } if !spends => {
-                (GrantError::Misconfigured { detail }, false)
+                let retry_after = None;
+                let error = GrantError::Misconfigured {
+                    detail,
+                    retry_after,
+                };
+                (error, false)
             }
             error => {
                 let dead = lease.is_some() && matches!(error, GrantError::NeedsLogin { .. });
@@ -307,15 +312,14 @@ impl Refresher {
         let wait = match &error {
             GrantError::NeedsLogin { .. } => None,
             GrantError::Misconfigured { .. } => Some(policy::misconfigured_wait(failures, roll)),
-            GrantError::Transient { retry_after, .. } => {
-                let wait = if doubtful && !current.doubtful {
-                    REPLAY_AFTER
-                } else {
-                    policy::retry_wait(failures, current.time_left(&member.rules, now), roll)
-                };
-                Some(wait.max(retry_after.map_or(TimeDelta::zero(), delta)))
+            GrantError::Transient { .. } if doubtful && !current.doubtful => Some(REPLAY_AFTER),
+            GrantError::Transient { .. } => {
+                let time_left = current.time_left(&member.rules, now);
+                Some(policy::retry_wait(failures, time_left, roll))
             }
         };
+        let named = error.retry_after().map_or(TimeDelta::zero(), delta);
+        let wait = wait.map(|wait| wait.max(named));
         let retry_in = wait.map(|wait| wait.to_std().unwrap_or_default());
         let trouble = Trouble {
             reason: error.reason(),

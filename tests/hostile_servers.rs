@@ -572,6 +572,12 @@ fn statuses() -> Vec<Behaviour> {
             failed("server_error", "http_503", Next::Named(120)),
         ),
         behaviour(
+            "wait-400",
+            "400 `invalid_client` with `Retry-After: 1800`",
+            |_| Deed::error(400, "invalid_client").with_header("retry-after", "1800"),
+            failed("misconfigured", "invalid_client", Next::Named(1800)),
+        ),
+        behaviour(
             "status-500",
             "500",
             |_| Deed::json(500, ""),
@@ -1294,9 +1300,9 @@ impl What {
                     self.metrics.contains(&none[..none.len() - 1]) && !has(none.clone()),
                 );
                 expect(&format!("{line}"), line["detail"] == detail);
-                let (level, begins) = match next {
-                    Next::Slowly => ("ERROR", "misconfigured: "),
-                    Next::Never => ("ERROR", "needs login: "),
+                let (level, begins) = match reason {
+                    "misconfigured" => ("ERROR", "misconfigured: "),
+                    "needs_login" => ("ERROR", "needs login: "),
                     _ => ("WARN", "refresh failed"),
                 };
                 expect(

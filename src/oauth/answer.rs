@@ -226,11 +226,12 @@ const TRANSIENT: [&str; 3] = [
 
 fn by_code(code: &str, status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError {
     let detail = printable(code, context);
+    let retry_after = retry_after(raw, context.issued_at);
     let transient = |reason| GrantError::Transient {
         reason,
         detail: detail.clone(),
         doubtful: false,
-        retry_after: retry_after(raw, context.issued_at),
+        retry_after,
     };
     if NEEDS_LOGIN.contains(&code) || context.needs_login_errors.iter().any(|alias| alias == code) {
         GrantError::NeedsLogin { detail }
@@ -239,14 +240,20 @@ fn by_code(code: &str, status: StatusCode, raw: &Raw, context: &Context<'_>) -> 
     } else if code == "slow_down" {
         transient(Reason::RateLimited)
     } else if MISCONFIGURED.contains(&code) {
-        GrantError::Misconfigured { detail }
+        GrantError::Misconfigured {
+            detail,
+            retry_after,
+        }
     } else if status == StatusCode::TOO_MANY_REQUESTS {
         transient(Reason::RateLimited)
     } else if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
         transient(Reason::ServerError)
     } else {
         // An unknown refusal: a person should look, and it is asked again, slowly.
-        GrantError::Misconfigured { detail }
+        GrantError::Misconfigured {
+            detail,
+            retry_after,
+        }
     }
 }
 
