@@ -40,6 +40,8 @@ pub struct Context<'a> {
     pub needs_login_errors: &'a [String],
     /// The tokens before: what an answer omits is carried forward.
     pub previous: Option<&'a TokenSet>,
+    /// Was its refresh token sent?
+    pub spends: bool,
     /// What was sent, and must not come back to us as a word to print.
     pub secrets: Vec<&'a str>,
 }
@@ -49,8 +51,8 @@ pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// The lifetime assumed where nothing is known.
 const ASSUMED_LIFETIME: Duration = Duration::from_secs(3_600);
 
-/// Reads an answer. A token set comes back whenever there is an access token in it: it is
-/// saved before anything else about it is judged.
+/// Reads an answer. A token set comes back whenever there is a new token in it: it is saved
+/// before anything else about it is judged.
 pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<TokenSet, GrantError> {
     let Some(fields) = fields(raw) else {
         return Err(by_status(status, raw, context));
@@ -60,6 +62,14 @@ pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<Toke
         && let Some(tokens) = tokens(&fields, raw, context)
     {
         return Ok(tokens);
+    }
+    if status.is_success()
+        && let Some(tokens) = refresh_token_alone(&fields, context)
+    {
+        return Err(GrantError::RefreshTokenAlone {
+            tokens: Box::new(tokens),
+            retry_after: retry_after(raw, context.issued_at),
+        });
     }
     // Some servers answer 200 to everything.
     match text(&fields, "error") {
@@ -141,16 +151,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
             previous.and_then(|previous| previous.details.refresh_token_expires_at),
         ),
     };
-    let refresh_token_lifetime = ["refresh_token_expires_in", "refresh_expires_in"]
-        .iter()
-        .find_map(|name| seconds(fields, name));
-    let refresh_token_expires_at = refresh_token_lifetime
-        .and_then(|lifetime| {
-            context
-                .issued_at
-                .checked_add_signed(TimeDelta::from_std(lifetime).ok()?)
-        })
-        .or(carried_end);
+    let refresh_token_expires_at = refresh_token_end(fields, context).or(carried_end);
     Some(TokenSet {
         access_token: Secret::new(access_token),
         refresh_token,
@@ -166,6 +167,29 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
             provider: None,
         },
     })
+}
+
+/// The tokens before with a new refresh token, where an answer has that and no access token.
+fn refresh_token_alone(fields: &Map<String, Value>, context: &Context<'_>) -> Option<TokenSet> {
+    let previous = context.previous.filter(|_| context.spends)?;
+    let new = Secret::new(text(fields, "refresh_token")?);
+    (previous.refresh_token.as_ref()? != &new).then(|| TokenSet {
+        refresh_token: Some(new),
+        details: TokenDetails {
+            refresh_token_expires_at: refresh_token_end(fields, context),
+            ..previous.details.clone()
+        },
+        ..previous.clone()
+    })
+}
+
+/// When the refresh token dies, where the answer says it.
+fn refresh_token_end(fields: &Map<String, Value>, context: &Context<'_>) -> Option<Timestamp> {
+    let lifetime = ["refresh_token_expires_in", "refresh_expires_in"]
+        .iter()
+        .find_map(|name| seconds(fields, name))?;
+    let lifetime = TimeDelta::from_std(lifetime).ok()?;
+    context.issued_at.checked_add_signed(lifetime)
 }
 
 /// The lifetime and where it comes from, best source first.

@@ -15,6 +15,7 @@ fn context() -> Context<'static> {
         default_expires_in: None,
         needs_login_errors: &[],
         previous: None,
+        spends: true,
         secrets: Vec::new(),
     }
 }
