@@ -51,11 +51,21 @@ pub enum GrantError {
         /// How long the server asked us to stay away (RFC 9110 section 10.2.3).
         retry_after: Option<Duration>,
     },
+    /// The server has replaced the refresh token, and gave no access token with the new one.
+    #[error("bad_answer (no_access_token)")]
+    RefreshTokenAlone {
+        /// The tokens before with the new refresh token, to be saved: the old one is spent.
+        tokens: Box<TokenSet>,
+        /// How long the server asked us to stay away.
+        retry_after: Option<Duration>,
+    },
     /// The operator must change the client or the request.
     #[error("misconfigured ({detail})")]
     Misconfigured {
         /// The OAuth error code, or what is missing.
         detail: String,
+        /// How long the server asked us to stay away.
+        retry_after: Option<Duration>,
     },
     /// The grant is dead; a person must log in again.
     #[error("needs login ({detail})")]
@@ -70,6 +80,7 @@ impl GrantError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Transient { reason, .. } => *reason,
+            Self::RefreshTokenAlone { .. } => Reason::BadAnswer,
             Self::Misconfigured { .. } => Reason::Misconfigured,
             Self::NeedsLogin { .. } => Reason::NeedsLogin,
         }
@@ -79,8 +90,19 @@ impl GrantError {
     pub fn detail(&self) -> &str {
         match self {
             Self::Transient { detail, .. }
-            | Self::Misconfigured { detail }
+            | Self::Misconfigured { detail, .. }
             | Self::NeedsLogin { detail } => detail,
+            Self::RefreshTokenAlone { .. } => "no_access_token",
+        }
+    }
+
+    /// How long the server asked us to stay away.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Transient { retry_after, .. }
+            | Self::RefreshTokenAlone { retry_after, .. }
+            | Self::Misconfigured { retry_after, .. } => *retry_after,
+            Self::NeedsLogin { .. } => None,
         }
     }
 
@@ -163,6 +185,7 @@ impl TokenEndpoint {
                     default_expires_in: self.default_expires_in,
                     needs_login_errors: &self.needs_login_errors,
                     previous: current.tokens.as_ref().map(|(tokens, _)| &**tokens),
+                    spends: form.iter().any(|(name, _)| *name == "refresh_token"),
                     secrets: self.secrets(form, extra, current),
                 };
                 answer::read(status, &answer, &context)

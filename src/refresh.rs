@@ -135,11 +135,7 @@ impl Refresher {
         crash::point(Step::Claiming);
         // Claim and intend, in one commit: it proves that the store can write, and a crash
         // from here on leaves a trace.
-        let lease = Lease {
-            owner: self.owner.clone(),
-            taken_at: self.clock.now().wall,
-            lasts: member.provider.timeout + LEASE_MARGIN,
-        };
+        let lease = self.lease(member);
         let checkout = self.store.checkout(&member.name, current.version, &lease);
         match self.timed("checkout", checkout).await {
             Ok(Checkout::Newer(record)) => {
@@ -177,7 +173,13 @@ impl Refresher {
             .await
         {
             Ok(answer) => answer,
-            Err(error) => return failed(Some(&lease), error).await,
+            Err(error) => {
+                let GrantError::RefreshTokenAlone { tokens, .. } = &error else {
+                    return failed(Some(&lease), error).await;
+                };
+                let tokens = TokenSet::clone(tokens);
+                return self.keep(member, &current, tokens, error, started).await;
+            }
         };
         tokens.details.provider = Some(member.provider.name.clone());
         crash::point(Step::Answered);
@@ -217,6 +219,60 @@ impl Refresher {
         .emit(&self.metrics);
         crash::point(Step::Published);
         (Outcome::Refreshed(version), None)
+    }
+
+    /// Keeps a refresh token that came alone: the one before it is spent, and the access token
+    /// lives on. The attempt has failed all the same.
+    async fn keep(
+        &self,
+        member: &Arc<Member>,
+        current: &Credential,
+        mut tokens: TokenSet,
+        error: GrantError,
+        started: Instant,
+    ) -> (Outcome, Option<Heard>) {
+        let retry_after = error.retry_after();
+        tokens.details.provider = Some(member.provider.name.clone());
+        crash::point(Step::Answered);
+        let version = match self.save(member, current, &tokens).await {
+            Ok(version) => version,
+            Err(newer) => {
+                let heard = Heard::Trouble { retry_after };
+                return (self.adopt(member, *newer), Some(heard));
+            }
+        };
+        crash::point(Step::Saved);
+        let since = current.tokens.as_ref().map(|(_, since)| *since);
+        let kept = Credential {
+            version,
+            tokens: since.map(|since| (Arc::new(tokens), since)),
+            doubtful: false,
+            ..current.clone()
+        };
+        {
+            let mut view = member.view();
+            let seen = view.credential.version;
+            if seen == current.version || seen < version {
+                view.credential = kept.clone();
+            }
+        }
+        member.tell(version);
+        // The save gave the lease back, and whoever holds none cannot settle.
+        let lease = self.lease(member);
+        let checkout = self.store.checkout(&member.name, version, &lease);
+        let checkout = self.timed("checkout", checkout).await;
+        let lease = matches!(checkout, Ok(Checkout::Granted { .. })).then_some(&lease);
+        let (outcome, heard) = self.fail(member, &kept, lease, error, started).await;
+        (outcome, Some(heard))
+    }
+
+    /// The right to refresh a member, from now on.
+    fn lease(&self, member: &Member) -> Lease {
+        Lease {
+            owner: self.owner.clone(),
+            taken_at: self.clock.now().wall,
+            lasts: member.provider.timeout + LEASE_MARGIN,
+        }
     }
 
     /// Saves for as long as it takes. There is nothing better to do: these tokens exist
@@ -273,7 +329,12 @@ impl Refresher {
         // was sent is no answer of the server.
         let (mut error, mut declared_dead) = match error {
             GrantError::NeedsLogin { detail } if !spends => {
-                (GrantError::Misconfigured { detail }, false)
+                let retry_after = None;
+                let error = GrantError::Misconfigured {
+                    detail,
+                    retry_after,
+                };
+                (error, false)
             }
             error => {
                 let dead = lease.is_some() && matches!(error, GrantError::NeedsLogin { .. });
@@ -307,15 +368,14 @@ impl Refresher {
         let wait = match &error {
             GrantError::NeedsLogin { .. } => None,
             GrantError::Misconfigured { .. } => Some(policy::misconfigured_wait(failures, roll)),
-            GrantError::Transient { retry_after, .. } => {
-                let wait = if doubtful && !current.doubtful {
-                    REPLAY_AFTER
-                } else {
-                    policy::retry_wait(failures, current.time_left(&member.rules, now), roll)
-                };
-                Some(wait.max(retry_after.map_or(TimeDelta::zero(), delta)))
+            GrantError::Transient { .. } if doubtful && !current.doubtful => Some(REPLAY_AFTER),
+            GrantError::Transient { .. } | GrantError::RefreshTokenAlone { .. } => {
+                let time_left = current.time_left(&member.rules, now);
+                Some(policy::retry_wait(failures, time_left, roll))
             }
         };
+        let named = error.retry_after().map_or(TimeDelta::zero(), delta);
+        let wait = wait.map(|wait| wait.max(named));
         let retry_in = wait.map(|wait| wait.to_std().unwrap_or_default());
         let trouble = Trouble {
             reason: error.reason(),
@@ -364,8 +424,8 @@ impl Refresher {
                 reason: Reason::Store,
                 ..
             } => Heard::Nothing,
-            GrantError::Transient { retry_after, .. } => Heard::Trouble {
-                retry_after: *retry_after,
+            GrantError::Transient { .. } | GrantError::RefreshTokenAlone { .. } => Heard::Trouble {
+                retry_after: error.retry_after(),
             },
             _ => Heard::Answer,
         };

@@ -131,6 +131,8 @@ enum Next {
     Replay,
     /// Within 10 s.
     Retry,
+    /// The same, with the refresh token of the answer.
+    RetryWithNew,
     /// When the server said, give or take this many seconds for the way.
     Named(u64),
     /// In minutes: the operator must change something.
@@ -412,7 +414,19 @@ fn bodies() -> Vec<Behaviour> {
             "infinite-lifetime",
             "`Infinity`, which is not JSON, as `expires_in`",
             |turn| turn.with_raw_lifetime("Infinity"),
-            UNREADABLE,
+            tokens(3600.0, "assumed"),
+        ),
+        behaviour(
+            "lifetime-1e999",
+            "`1e999`, which is no number of ours, as `expires_in`",
+            |turn| turn.with_raw_lifetime("1e999"),
+            tokens(3600.0, "assumed"),
+        ),
+        behaviour(
+            "nan-beside",
+            "`NaN`, which is not JSON, beside the tokens",
+            |turn| turn.with_raw_lifetime("3600, \"x\": [-NaN, NaN]"),
+            GOOD,
         ),
         behaviour(
             "status-204",
@@ -572,6 +586,12 @@ fn statuses() -> Vec<Behaviour> {
             failed("server_error", "http_503", Next::Named(120)),
         ),
         behaviour(
+            "wait-400",
+            "400 `invalid_client` with `Retry-After: 1800`",
+            |_| Deed::error(400, "invalid_client").with_header("retry-after", "1800"),
+            failed("misconfigured", "invalid_client", Next::Named(1800)),
+        ),
+        behaviour(
             "status-500",
             "500",
             |_| Deed::json(500, ""),
@@ -623,6 +643,7 @@ fn answers() -> Vec<Behaviour> {
     const ASSUMED: Seen = tokens(3600.0, "assumed");
     const CENTURY: Seen = tokens(3_153_600_000.0, "answer");
     const NONE: Seen = lost("bad_answer", "no_access_token");
+    const ALONE: Seen = failed("bad_answer", "no_access_token", Next::RetryWithNew);
     const SAME: Seen = Seen::Tokens {
         lives: 3600.0,
         source: "answer",
@@ -776,6 +797,22 @@ fn answers() -> Vec<Behaviour> {
             "A number as access token",
             |_| Deed::json(200, json!({ "access_token": 7 })),
             NONE,
+        ),
+        behaviour(
+            "refresh-token-alone",
+            "A new refresh token without an access token",
+            |turn| Deed::json(200, turn.without("access_token")),
+            ALONE,
+        ),
+        behaviour(
+            "refresh-token-beside-an-error",
+            "A new refresh token beside an `error`, with 200",
+            |turn| {
+                let mut answer = turn.without("access_token");
+                answer["error"] = "invalid_request".into();
+                Deed::json(200, answer)
+            },
+            ALONE,
         ),
         behaviour(
             "token-type-strange",
@@ -1190,6 +1227,10 @@ fn answer(
         Seen::Tokens {
             next: Successor::New,
             ..
+        }
+        | Seen::Failed {
+            next: Next::RetryWithNew,
+            ..
         } => path.valid = new,
         Seen::Tokens {
             next: Successor::Odd(odd),
@@ -1294,9 +1335,9 @@ impl What {
                     self.metrics.contains(&none[..none.len() - 1]) && !has(none.clone()),
                 );
                 expect(&format!("{line}"), line["detail"] == detail);
-                let (level, begins) = match next {
-                    Next::Slowly => ("ERROR", "misconfigured: "),
-                    Next::Never => ("ERROR", "needs login: "),
+                let (level, begins) = match reason {
+                    "misconfigured" => ("ERROR", "misconfigured: "),
+                    "needs_login" => ("ERROR", "needs login: "),
                     _ => ("WARN", "refresh failed"),
                 };
                 expect(
@@ -1341,7 +1382,7 @@ impl Next {
     fn wait(self) -> Option<(f64, f64)> {
         match self {
             Self::Replay => Some((1.0, 1.0)),
-            Self::Retry => Some((1.0, 10.0)),
+            Self::Retry | Self::RetryWithNew => Some((1.0, 10.0)),
             // The answer needs a moment, and a date has no fractions.
             Self::Named(seconds) => Some((seconds as f64 - 5.0, seconds as f64)),
             Self::Slowly => Some((150.0, 300.0)),
@@ -1403,6 +1444,7 @@ impl Seen {
                 let next = match next {
                     Next::Replay => "the same refresh token is sent again after 1 s, then within 10 s, up to 5 min".to_owned(),
                     Next::Retry => "tried again within 10 s, then 20 s, up to 5 min".to_owned(),
+                    Next::RetryWithNew => "the new refresh token is tried within 10 s, then 20 s, up to 5 min".to_owned(),
                     Next::Named(seconds) => format!("tried again after {seconds} s"),
                     Next::Slowly => "tried again after 150 s to 300 s, later after up to an hour".to_owned(),
                     Next::Never => "never sent again; a new login goes on".to_owned(),
@@ -1453,7 +1495,7 @@ impl Behaviour {
             Seen::Failed { next, .. } => match next {
                 // Up to 5 min with full jitter, but a provider that has failed 5 times is asked
                 // once a minute at most.
-                Next::Replay | Next::Retry => {
+                Next::Replay | Next::Retry | Next::RetryWithNew => {
                     (640, 1.0, if self.stands_for_many() { 24 } else { 3 })
                 }
                 Next::Named(seconds) => (

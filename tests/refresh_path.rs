@@ -140,6 +140,39 @@ async fn an_omitted_refresh_token_is_carried_forward() {
 }
 
 #[tokio::test]
+async fn a_refresh_token_that_comes_alone_is_kept_and_used() {
+    let place = Place::with_one().await;
+    assert_eq!(place.due().await, Outcome::Refreshed(2));
+    let before = place.credential();
+    let (tokens, since) = before.live_tokens().unwrap();
+    for (version, failures, new) in [(3, 1, "alone-1"), (4, 2, "alone-2")] {
+        let answer = serde_json::json!({ "refresh_token": new, "expires_in": 7 });
+        place.server.next(Deed::json(200, answer));
+        let outcome = place.refresh(Cause::Forced).await;
+        assert_eq!(reason(&outcome), Some(Reason::BadAnswer));
+        let wait = retry_in(&outcome).unwrap();
+        assert!((1..=20).contains(&wait.as_secs()), "{wait:?}");
+        let stored = place.stored().await;
+        assert_eq!((stored.version, token(&stored)), (version, new));
+        let now = place.credential();
+        assert_eq!((now.version, now.failures()), (version, failures));
+        assert!(!now.doubtful);
+        let (kept, kept_since) = now.live_tokens().unwrap();
+        assert_eq!(kept.access_token, tokens.access_token);
+        assert_eq!(kept.details, tokens.details);
+        assert_eq!(kept_since, since, "it is no younger for that");
+    }
+    // A restart keeps the wait.
+    let place = place.reopen().await;
+    assert_eq!(place.credential().failures(), 2);
+    assert_eq!(place.due().await, Outcome::NotNeeded);
+    place.clock.pass(20);
+    assert_eq!(place.due().await, Outcome::Refreshed(5));
+    let spent = ["refresh-0", "refresh-1", "alone-1", "alone-2"];
+    assert_eq!(place.server.spent(), spent);
+}
+
+#[tokio::test]
 async fn an_import_during_a_refresh_wins() {
     let place = Place::with_one().await;
     let (release, held) = Deed::tokens(1).held();

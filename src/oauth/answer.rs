@@ -40,6 +40,8 @@ pub struct Context<'a> {
     pub needs_login_errors: &'a [String],
     /// The tokens before: what an answer omits is carried forward.
     pub previous: Option<&'a TokenSet>,
+    /// Was its refresh token sent?
+    pub spends: bool,
     /// What was sent, and must not come back to us as a word to print.
     pub secrets: Vec<&'a str>,
 }
@@ -49,8 +51,8 @@ pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// The lifetime assumed where nothing is known.
 const ASSUMED_LIFETIME: Duration = Duration::from_secs(3_600);
 
-/// Reads an answer. A token set comes back whenever there is an access token in it: it is
-/// saved before anything else about it is judged.
+/// Reads an answer. A token set comes back whenever there is a new token in it: it is saved
+/// before anything else about it is judged.
 pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<TokenSet, GrantError> {
     let Some(fields) = fields(raw) else {
         return Err(by_status(status, raw, context));
@@ -60,6 +62,14 @@ pub fn read(status: StatusCode, raw: &Raw, context: &Context<'_>) -> Result<Toke
         && let Some(tokens) = tokens(&fields, raw, context)
     {
         return Ok(tokens);
+    }
+    if status.is_success()
+        && let Some(tokens) = refresh_token_alone(&fields, context)
+    {
+        return Err(GrantError::RefreshTokenAlone {
+            tokens: Box::new(tokens),
+            retry_after: retry_after(raw, context.issued_at),
+        });
     }
     // Some servers answer 200 to everything.
     match text(&fields, "error") {
@@ -74,7 +84,10 @@ fn fields(raw: &Raw) -> Option<Map<String, Value>> {
     // RFC 8259 section 8.1 allows to ignore a byte order mark, and asks for UTF-8. A server
     // that sends a name in another encoding beside the tokens has rotated them all the same.
     let text = Zeroizing::new(String::from_utf8_lossy(&raw.body).into_owned());
-    if let Ok(Value::Object(fields)) = serde_json::from_str(text.trim_start_matches('\u{feff}')) {
+    let text = text.trim_start_matches('\u{feff}');
+    let json = serde_json::from_str(text)
+        .or_else(|_| serde_json::from_str(&without_endless_numbers(text)));
+    if let Ok(Value::Object(fields)) = json {
         return Some(fields);
     }
     let is_form = raw.content_type.as_deref().is_some_and(|content_type| {
@@ -87,6 +100,34 @@ fn fields(raw: &Raw) -> Option<Map<String, Value>> {
             .map(|(name, value)| (name.into_owned(), Value::String(value.into_owned())))
             .collect()
     })
+}
+
+/// JSON has no `NaN` and no `Infinity`, and `1e999` is beyond every number of ours; there are
+/// servers that write them, and parsers that read them. They say nothing: `null` takes their place.
+fn without_endless_numbers(text: &str) -> Zeroizing<String> {
+    // `null` is longer than `NaN`, and growing leaves copies behind that nothing wipes.
+    let mut json = Zeroizing::new(String::with_capacity(text.len() * 2));
+    let mut quoted = false;
+    for piece in text.split_inclusive('"') {
+        if quoted {
+            json.push_str(piece);
+            // A quote after an odd number of backslashes does not end the string.
+            let inside = piece.trim_end_matches('"');
+            let backslashes = inside.len() - inside.trim_end_matches('\\').len();
+            quoted = backslashes % 2 == 1;
+            continue;
+        }
+        let is_between = |c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c);
+        for word in piece.split_inclusive(is_between) {
+            let bare = word.trim_end_matches(is_between);
+            let number = bare.parse::<f64>();
+            let endless = number.is_ok_and(|number| !number.is_finite());
+            json.push_str(if endless { "null" } else { bare });
+            json.push_str(&word[bare.len()..]);
+        }
+        quoted = true;
+    }
+    json
 }
 
 fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
@@ -141,16 +182,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
             previous.and_then(|previous| previous.details.refresh_token_expires_at),
         ),
     };
-    let refresh_token_lifetime = ["refresh_token_expires_in", "refresh_expires_in"]
-        .iter()
-        .find_map(|name| seconds(fields, name));
-    let refresh_token_expires_at = refresh_token_lifetime
-        .and_then(|lifetime| {
-            context
-                .issued_at
-                .checked_add_signed(TimeDelta::from_std(lifetime).ok()?)
-        })
-        .or(carried_end);
+    let refresh_token_expires_at = refresh_token_end(fields, context).or(carried_end);
     Some(TokenSet {
         access_token: Secret::new(access_token),
         refresh_token,
@@ -166,6 +198,29 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
             provider: None,
         },
     })
+}
+
+/// The tokens before with a new refresh token, where an answer has that and no access token.
+fn refresh_token_alone(fields: &Map<String, Value>, context: &Context<'_>) -> Option<TokenSet> {
+    let previous = context.previous.filter(|_| context.spends)?;
+    let new = Secret::new(text(fields, "refresh_token")?);
+    (previous.refresh_token.as_ref()? != &new).then(|| TokenSet {
+        refresh_token: Some(new),
+        details: TokenDetails {
+            refresh_token_expires_at: refresh_token_end(fields, context),
+            ..previous.details.clone()
+        },
+        ..previous.clone()
+    })
+}
+
+/// When the refresh token dies, where the answer says it.
+fn refresh_token_end(fields: &Map<String, Value>, context: &Context<'_>) -> Option<Timestamp> {
+    let lifetime = ["refresh_token_expires_in", "refresh_expires_in"]
+        .iter()
+        .find_map(|name| seconds(fields, name))?;
+    let lifetime = TimeDelta::from_std(lifetime).ok()?;
+    context.issued_at.checked_add_signed(lifetime)
 }
 
 /// The lifetime and where it comes from, best source first.
@@ -226,11 +281,12 @@ const TRANSIENT: [&str; 3] = [
 
 fn by_code(code: &str, status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError {
     let detail = printable(code, context);
+    let retry_after = retry_after(raw, context.issued_at);
     let transient = |reason| GrantError::Transient {
         reason,
         detail: detail.clone(),
         doubtful: false,
-        retry_after: retry_after(raw, context.issued_at),
+        retry_after,
     };
     if NEEDS_LOGIN.contains(&code) || context.needs_login_errors.iter().any(|alias| alias == code) {
         GrantError::NeedsLogin { detail }
@@ -239,14 +295,20 @@ fn by_code(code: &str, status: StatusCode, raw: &Raw, context: &Context<'_>) -> 
     } else if code == "slow_down" {
         transient(Reason::RateLimited)
     } else if MISCONFIGURED.contains(&code) {
-        GrantError::Misconfigured { detail }
+        GrantError::Misconfigured {
+            detail,
+            retry_after,
+        }
     } else if status == StatusCode::TOO_MANY_REQUESTS {
         transient(Reason::RateLimited)
     } else if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
         transient(Reason::ServerError)
     } else {
         // An unknown refusal: a person should look, and it is asked again, slowly.
-        GrantError::Misconfigured { detail }
+        GrantError::Misconfigured {
+            detail,
+            retry_after,
+        }
     }
 }
 

@@ -71,6 +71,7 @@ async fn discover(
 ) -> Result<Url, GrantError> {
     let mut failure = GrantError::Misconfigured {
         detail: "discovery_not_found".into(),
+        retry_after: None,
     };
     for document in documents(issuer) {
         match fetch(document, http).await {
@@ -109,6 +110,7 @@ async fn fetch(document: Url, http: &reqwest::Client) -> Result<Metadata, GrantE
 fn check(issuer: &Url, allow_http: bool, metadata: &Metadata) -> Result<Url, GrantError> {
     let misconfigured = |detail: &str| GrantError::Misconfigured {
         detail: detail.into(),
+        retry_after: None,
     };
     if metadata.issuer.trim_end_matches('/') != issuer.as_str().trim_end_matches('/') {
         return Err(misconfigured("discovery_issuer_mismatch"));
