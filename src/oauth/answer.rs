@@ -84,10 +84,7 @@ fn fields(raw: &Raw) -> Option<Map<String, Value>> {
     // RFC 8259 section 8.1 allows to ignore a byte order mark, and asks for UTF-8. A server
     // that sends a name in another encoding beside the tokens has rotated them all the same.
     let text = Zeroizing::new(String::from_utf8_lossy(&raw.body).into_owned());
-    let text = text.trim_start_matches('\u{feff}');
-    let json = serde_json::from_str(text)
-        .or_else(|_| serde_json::from_str(&without_endless_numbers(text)));
-    if let Ok(Value::Object(fields)) = json {
+    if let Ok(Value::Object(fields)) = serde_json::from_str(text.trim_start_matches('\u{feff}')) {
         return Some(fields);
     }
     let is_form = raw.content_type.as_deref().is_some_and(|content_type| {
@@ -100,34 +97,6 @@ fn fields(raw: &Raw) -> Option<Map<String, Value>> {
             .map(|(name, value)| (name.into_owned(), Value::String(value.into_owned())))
             .collect()
     })
-}
-
-/// JSON has no `NaN` and no `Infinity`, and `1e999` is beyond every number of ours; there are
-/// servers that write them, and parsers that read them. They say nothing: `null` takes their place.
-fn without_endless_numbers(text: &str) -> Zeroizing<String> {
-    // `null` is longer than `NaN`, and growing leaves copies behind that nothing wipes.
-    let mut json = Zeroizing::new(String::with_capacity(text.len() * 2));
-    let mut quoted = false;
-    for piece in text.split_inclusive('"') {
-        if quoted {
-            json.push_str(piece);
-            // A quote after an odd number of backslashes does not end the string.
-            let inside = piece.trim_end_matches('"');
-            let backslashes = inside.len() - inside.trim_end_matches('\\').len();
-            quoted = backslashes % 2 == 1;
-            continue;
-        }
-        let is_between = |c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c);
-        for word in piece.split_inclusive(is_between) {
-            let bare = word.trim_end_matches(is_between);
-            let number = bare.parse::<f64>();
-            let endless = number.is_ok_and(|number| !number.is_finite());
-            json.push_str(if endless { "null" } else { bare });
-            json.push_str(&word[bare.len()..]);
-        }
-        quoted = true;
-    }
-    json
 }
 
 fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
