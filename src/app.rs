@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 use url::Url;
@@ -38,7 +38,7 @@ use crate::{
     schedule::Schedule,
     scheduler::Scheduler,
     secret::Secret,
-    sinks::delivery::Deliveries,
+    sinks::delivery::{self, Deliveries},
     store::{
         Record, Store, StoreError,
         cipher::{self, Cipher},
@@ -107,6 +107,7 @@ impl App {
             clock,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            slots: Arc::new(Semaphore::new(delivery::AT_ONCE)),
         };
         Ok(Self {
             refresher,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -25,6 +25,9 @@ use crate::{
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// How many deliveries are under way at once. Writing a file holds a thread, and at the start
+/// every credential has something to deliver.
+pub const AT_ONCE: usize = 32;
 
 /// What every delivery needs.
 #[derive(Clone)]
@@ -37,6 +40,8 @@ pub struct Deliveries {
     pub tasks: TaskTracker,
     /// After the last refresh: deliver what is new, once, and end.
     pub stop: CancellationToken,
+    /// Who delivers holds one: see [`AT_ONCE`].
+    pub slots: Arc<Semaphore>,
 }
 
 impl Deliveries {
@@ -98,6 +103,7 @@ impl Deliveries {
     ) -> Result<(), SinkError> {
         let span = tracing::info_span!(parent: None, "sink.deliver", sink = target.kind());
         version.origin.adopt(&span);
+        let _slot = self.slots.acquire().await.expect("it is never closed");
         let result = target
             .deliver(member, &*self.clock)
             .instrument(span.clone())
