@@ -36,7 +36,9 @@ use crate::{
 
 const HOUR: i64 = 3_600;
 /// The service comes to its size within this: every credential has been refreshed, or will soon be.
-const WARM_AFTER: Duration = Duration::from_secs(15);
+const WARM_AFTER: Duration = Duration::from_secs(40);
+/// From then on before the end, nothing ends a process.
+const LAST_LIFE: Duration = Duration::from_secs(90);
 /// A process that lived on for so long after that can tell whether it grows.
 const LIVES_LONG: Duration = Duration::from_secs(20);
 /// Longer than the longest wait that a fault in [`server`] can lead to.
@@ -148,7 +150,11 @@ impl<'a> World<'a> {
                 self.note_memory();
                 thread::sleep(Duration::from_millis(500));
             }
-            let trouble = self.dice.one_of(&TROUBLES);
+            // The last process lives long enough to tell whether it grows.
+            let trouble = match end.saturating_duration_since(Instant::now()) > LAST_LIFE {
+                true => self.dice.one_of(&TROUBLES),
+                false => self.dice.one_of(&["pause", "clock jump"]),
+            };
             match trouble {
                 "kill" => self.restart(Service::kill, false),
                 "kill and clock jump" => self.restart(Service::kill, true),
@@ -199,10 +205,7 @@ impl<'a> World<'a> {
     }
 
     fn note_memory(&mut self) {
-        let age = self.serving_since.elapsed();
-        if age < WARM_AFTER {
-            return;
-        }
+        // Scrapes belong to what it does, so they begin before it counts as warm.
         let metrics = self.service().metrics();
         let line = metrics
             .lines()
@@ -210,6 +213,9 @@ impl<'a> World<'a> {
         let bytes: f64 = line
             .and_then(|bytes| bytes.parse().ok())
             .expect("it is always there");
+        if self.serving_since.elapsed() < WARM_AFTER {
+            return;
+        }
         let warm = self.memory.map_or(bytes, |memory| memory.warm);
         self.memory = Some(Memory { warm, end: bytes });
     }
@@ -257,6 +263,8 @@ impl<'a> World<'a> {
     /// The database stays.
     fn end(&mut self, stale_reads: Vec<StaleRead>) {
         self.end_of_process();
+        let watched = self.log.memory.len();
+        assert!(watched > 0, "no process lived long enough to be watched");
         let service = self.service.take().expect("it runs");
         let finished = service.stop();
         assert_eq!(finished.code(), Some(0), "how it ended");
