@@ -362,11 +362,7 @@ fn killed_inside_the_transaction_of_the_save_and_the_replay_is_accepted() {
 /// The same crashes with a server that answers a replay with the same tokens again.
 fn in_the_window_with_a_lenient_server((step, time, fault): (Step, usize, &str)) {
     let server = lenient_server();
-    let client = format!(
-        "token_url = \"{}\"\nclient_id = \"public\"",
-        server.url("/token")
-    );
-    let mut victim = Victim::new(&client, &["t".to_owned()]);
+    let mut victim = Victim::of(&server);
     victim.get_first_tokens();
     for crash in 0..TRIES {
         let current = format!("t{}", "+".repeat(crash + 1));
@@ -399,11 +395,7 @@ fn in_the_window_with_a_lenient_server((step, time, fault): (Step, usize, &str))
 #[test]
 fn killed_twice_in_the_window() {
     let server = lenient_server();
-    let client = format!(
-        "token_url = \"{}\"\nclient_id = \"public\"",
-        server.url("/token")
-    );
-    let mut victim = Victim::new(&client, &["t".to_owned()]);
+    let mut victim = Victim::of(&server);
     victim.get_first_tokens();
     for crash in 0..TRIES {
         let current = format!("t{}", "+".repeat(crash + 1));
@@ -432,11 +424,7 @@ fn killed_twice_in_the_window() {
 #[test]
 fn killed_in_an_attempt_before_its_time() {
     let server = lenient_server();
-    let client = format!(
-        "token_url = \"{}\"\nclient_id = \"public\"",
-        server.url("/token")
-    );
-    let mut victim = Victim::new(&client, &["t".to_owned()]);
+    let mut victim = Victim::of(&server);
     victim.get_first_tokens();
     for crash in 0..TRIES {
         server.next(Deed::error(429, "slow_down").with_header("retry-after", "3600"));
@@ -630,6 +618,13 @@ struct Victim {
 }
 
 impl Victim {
+    /// One credential at a fake server, whose first refresh token is `t`.
+    fn of(server: &FakeServer) -> Self {
+        let url = server.url("/token");
+        let client = format!("token_url = \"{url}\"\nclient_id = \"public\"");
+        Self::new(&client, &["t".to_owned()])
+    }
+
     /// A credential for each refresh token, which it finds in its file.
     fn new(client: &str, refresh_tokens: &[String]) -> Self {
         let victim = Self::with_names(client, refresh_tokens.len());
