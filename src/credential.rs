@@ -40,6 +40,7 @@ impl TokenSet {
                 scope: None,
                 refresh_in: None,
                 refresh_token_expires_at: None,
+                refresh_token_end_since: None,
                 provider: Some(provider.clone()),
             },
         }
@@ -67,6 +68,10 @@ pub struct TokenDetails {
     /// When the refresh token dies whatever is done, where the provider said it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_token_expires_at: Option<Timestamp>,
+    /// Since when `refresh_token_expires_at` has been what it is: no refresh since then has
+    /// moved it. So the whole life of a refresh token is known, not only what is left of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token_end_since: Option<Timestamp>,
     /// The provider that they were asked of, by its name in the configuration. `None` where
     /// that was not kept: in a bare answer, and in stores of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -386,6 +391,15 @@ impl Credential {
         self.trouble
             .as_ref()
             .map_or(0, |(trouble, _)| trouble.failures)
+    }
+
+    /// Why the last attempt failed, and what that was called; none when it did not.
+    pub fn trouble_in_words(&self) -> Option<(Reason, &str)> {
+        if let Some(why) = &self.withheld {
+            return Some((Reason::Misconfigured, why.as_str()));
+        }
+        let (trouble, _) = self.trouble.as_ref()?;
+        Some((trouble.reason, &trouble.detail))
     }
 
     /// How the last attempt ended, as far as the credential itself tells.

@@ -176,7 +176,8 @@ pub struct SaveFailed<'a> {
 
 impl SaveFailed<'_> {
     /// Tells it.
-    pub fn emit(&self) {
+    pub fn emit(&self, metrics: &Metrics) {
+        metrics.store_error("save");
         let Self {
             credential, error, ..
         } = self;
@@ -187,7 +188,9 @@ impl SaveFailed<'_> {
 
 /// The store failed where nothing is lost by it.
 pub struct StoreFailed<'a> {
-    /// What was to be written.
+    /// The operation, one of [`crate::metrics::STORE_OPERATIONS`].
+    pub operation: &'static str,
+    /// What was to be written or read.
     pub what: &'a str,
     /// What the store said.
     pub error: &'a crate::store::StoreError,
@@ -195,8 +198,9 @@ pub struct StoreFailed<'a> {
 
 impl StoreFailed<'_> {
     /// Tells it.
-    pub fn emit(&self) {
-        let Self { what, error } = self;
+    pub fn emit(&self, metrics: &Metrics) {
+        metrics.store_error(self.operation);
+        let Self { what, error, .. } = self;
         error!(%error, what, "the store failed");
     }
 }

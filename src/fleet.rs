@@ -44,6 +44,8 @@ pub struct Member {
     pub write_back: Option<PathBuf>,
     /// The schedules that may bring its refresh forward.
     pub schedules: Vec<Schedule>,
+    /// For each place of delivery its kind, and how many deliveries in a row have failed.
+    failed_deliveries: Mutex<Vec<(&'static str, u32)>>,
     /// Tells deliveries that there is a new version, where there are any.
     versions: Option<watch::Sender<Version>>,
     view: Mutex<View>,
@@ -120,6 +122,7 @@ impl Member {
             write_back,
             schedules,
             versions: has_deliveries.then(|| watch::Sender::new(version)),
+            failed_deliveries: Mutex::default(),
             view: Mutex::new(View {
                 credential,
                 successes: 0,
@@ -151,6 +154,33 @@ impl Member {
     /// Hears of each new version; `None` when there is nowhere to deliver to.
     pub fn versions(&self) -> Option<watch::Receiver<Version>> {
         self.versions.as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// Adds a place of delivery, and returns its number.
+    pub(crate) fn expect_delivery(&self, kind: &'static str) -> usize {
+        let mut places = lock(&self.failed_deliveries);
+        places.push((kind, 0));
+        places.len() - 1
+    }
+
+    /// A delivery to the place of this number has ended.
+    pub(crate) fn delivered(&self, number: usize, success: bool) {
+        let (_, failures) = &mut lock(&self.failed_deliveries)[number];
+        *failures = if success {
+            0
+        } else {
+            failures.saturating_add(1)
+        };
+    }
+
+    /// How many deliveries in a row have failed, for each kind of place the most.
+    pub fn failed_deliveries(&self) -> BTreeMap<&'static str, u32> {
+        let mut worst: BTreeMap<_, u32> = BTreeMap::new();
+        for (kind, failures) in &*lock(&self.failed_deliveries) {
+            let most = worst.entry(*kind).or_default();
+            *most = (*most).max(*failures);
+        }
+        worst
     }
 
     /// How it stands, in one word.
@@ -204,6 +234,10 @@ impl Member {
             .unwrap_or_else(PoisonError::into_inner)
             .is_some()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Every member, by name.

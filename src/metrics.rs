@@ -17,8 +17,10 @@ const RUN_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0,
 ];
 
-/// The steps of a refresh that the store takes part in: label values.
-const STORE_OPERATIONS: [&str; 3] = ["checkout", "save", "settle"];
+/// What the store is asked for: label values. The first three are the steps of a refresh that
+/// it takes part in, and are measured.
+pub const STORE_OPERATIONS: [&str; 5] = ["checkout", "save", "settle", "read", "history"];
+const MEASURED: usize = 3;
 
 /// Every counter and histogram, registered once.
 pub struct Metrics {
@@ -28,6 +30,9 @@ pub struct Metrics {
     job_start_delay: HistogramVec,
     sink_deliveries: CounterVec,
     store_operation_duration: HistogramVec,
+    store_errors: CounterVec,
+    store_writable: Gauge,
+    store_unsaved: Gauge,
     http_request_duration: HistogramVec,
     scheduler_last_tick: Gauge,
     spans_dropped: Counter,
@@ -80,6 +85,30 @@ impl Metrics {
                 SECONDS,
                 &["operation"],
             ),
+            store_errors: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "perennial_store_errors_total",
+                        "Operations of the store that failed.",
+                    ),
+                    &["operation"],
+                ),
+            ),
+            store_writable: register(
+                &registry,
+                Gauge::new(
+                    "perennial_store_writable",
+                    "1 while the store proves at a scrape that it can write durably, else 0.",
+                ),
+            ),
+            store_unsaved: register(
+                &registry,
+                Gauge::new(
+                    "perennial_store_unsaved_credentials",
+                    "Credentials whose new tokens could not be written yet and are only in memory: do not stop the process.",
+                ),
+            ),
             http_request_duration: histogram(
                 "perennial_http_request_duration_seconds",
                 "Time of one HTTP request to this service.",
@@ -121,6 +150,9 @@ impl Metrics {
         );
         reload.set(1.0);
         for operation in STORE_OPERATIONS {
+            metrics.store_errors.with_label_values(&[operation]);
+        }
+        for operation in &STORE_OPERATIONS[..MEASURED] {
             metrics.store_operation(operation);
         }
         let process = prometheus::process_collector::ProcessCollector::for_self();
@@ -132,7 +164,12 @@ impl Metrics {
     }
 
     /// Every family in the registry, in the text format of Prometheus.
-    pub fn encode(&self, scheduler_last_tick: crate::clock::Timestamp) -> String {
+    pub fn encode(
+        &self,
+        scheduler_last_tick: crate::clock::Timestamp,
+        store_writable: bool,
+    ) -> String {
+        self.store_writable.set(f64::from(u8::from(store_writable)));
         self.scheduler_last_tick
             .set(scheduler_last_tick.timestamp_millis() as f64 / 1_000.0);
         let dropped = crate::telemetry::Telemetry::spans_dropped() as f64;
@@ -197,11 +234,31 @@ impl Metrics {
             .with_label_values(&[operation])
     }
 
+    /// An operation of the store failed.
+    pub fn store_error(&self, operation: &str) {
+        self.store_errors.with_label_values(&[operation]).inc();
+    }
+
+    /// A credential whose new tokens are only in memory, until what is returned is dropped.
+    pub fn unsaved(&self) -> Unsaved {
+        self.store_unsaved.inc();
+        Unsaved(self.store_unsaved.clone())
+    }
+
     /// One HTTP request. `route` is a template, never a path.
     pub fn http_request(&self, route: &str, method: &str, status: &str, took: Duration) {
         self.http_request_duration
             .with_label_values(&[route, method, status])
             .observe(took.as_secs_f64());
+    }
+}
+
+/// See [`Metrics::unsaved`].
+pub struct Unsaved(Gauge);
+
+impl Drop for Unsaved {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -65,6 +65,16 @@ impl Provider {
         self.breaker().report(now.uptime, heard);
     }
 
+    /// See [`Breaker::failures`].
+    pub fn failures(&self) -> u32 {
+        self.breaker().failures()
+    }
+
+    /// See [`Breaker::is_open`].
+    pub fn is_left_alone(&self, now: Moment) -> bool {
+        self.breaker().is_open(now.uptime)
+    }
+
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker
             .lock()

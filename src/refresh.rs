@@ -155,10 +155,11 @@ impl Refresher {
             }
             Err(error) => {
                 events::StoreFailed {
+                    operation: "checkout",
                     what: "intent",
                     error: &error,
                 }
-                .emit();
+                .emit(&self.metrics);
                 let error = GrantError::unsent(Reason::Store, "nothing_sent");
                 let (outcome, _) = failed(None, error).await;
                 return (outcome, Some(Heard::Nothing));
@@ -286,6 +287,7 @@ impl Refresher {
     ) -> Result<u64, Box<Record>> {
         let mut expected = before.version;
         let mut retry_in = Duration::from_millis(100);
+        let mut unsaved = None;
         loop {
             let saved = self.store.save(&member.name, expected, tokens);
             let found = match self.timed("save", saved).await {
@@ -302,12 +304,13 @@ impl Refresher {
                     continue;
                 }
                 Err(error) => {
+                    unsaved.get_or_insert_with(|| self.metrics.unsaved());
                     events::SaveFailed {
                         credential: &member.name,
                         error: &error,
                         retry_in,
                     }
-                    .emit();
+                    .emit(&self.metrics);
                 }
             }
             tokio::time::sleep(retry_in).await;
@@ -351,10 +354,11 @@ impl Refresher {
                 // Who cannot look must not say that a person is needed.
                 Err(failed) => {
                     events::StoreFailed {
+                        operation: "read",
                         what: "second look at a dead grant",
                         error: &failed,
                     }
-                    .emit();
+                    .emit(&self.metrics);
                     error = GrantError::unsent(Reason::Store, "not_read_again");
                     declared_dead = false;
                 }
@@ -452,10 +456,11 @@ impl Refresher {
         // after a restart the attempt is simply made again.
         if let Err(error) = self.timed("settle", settled).await {
             events::StoreFailed {
+                operation: "settle",
                 what: "settlement",
                 error: &error,
             }
-            .emit();
+            .emit(&self.metrics);
         }
     }
 

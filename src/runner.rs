@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, field};
 
 use crate::{
-    clock::{Clock, Since, Timestamp},
+    clock::{Clock, Moment, Since, Timestamp},
     config::{Misfire, Overlap},
     credential::policy::roll,
     events,
@@ -65,6 +65,9 @@ pub struct Hosted {
 pub struct JobState {
     /// Runs under way.
     pub running: u32,
+    /// When the attempt of each run under way began, by a number of the run.
+    attempts: BTreeMap<u64, Since>,
+    last_number: u64,
     /// A firing that waits for the run under way to end (`queue_one`).
     queued: Option<Timestamp>,
     /// Failed runs in a row.
@@ -129,6 +132,14 @@ impl Missed {
             Self::Overlap => "overlap",
             Self::Clock => "clock",
         }
+    }
+}
+
+impl JobState {
+    /// When the oldest attempt under way began.
+    pub fn running_since(&self, now: Moment) -> Option<Since> {
+        let attempts = self.attempts.values();
+        attempts.max_by_key(|since| since.age(now)).copied()
     }
 }
 
@@ -197,10 +208,11 @@ impl Runner {
             Ok(last) => last,
             Err(error) => {
                 return events::StoreFailed {
+                    operation: "history",
                     what: "last firing",
                     error: &error,
                 }
-                .emit();
+                .emit(&self.metrics);
             }
         };
         match last.and_then(|last| schedule.due(last, now)) {
@@ -223,10 +235,11 @@ impl Runner {
     async fn remember(&self, job: &Hosted, at: Timestamp) {
         if let Err(error) = self.store.record_firing(&job.name, at).await {
             events::StoreFailed {
+                operation: "history",
                 what: "firing",
                 error: &error,
             }
-            .emit();
+            .emit(&self.metrics);
         }
     }
 
@@ -321,7 +334,9 @@ impl Runner {
             let now = self.clock.now();
             let started_at = now.wall;
             job.state().last_run = Some(Since::at(now));
-            let (outcome, summary) = self.attempts(job, trigger, scheduled_at).await;
+            // Until the run is in the history: a store that hangs holds it up too.
+            let under_way = UnderWay::new(job);
+            let (outcome, summary) = self.attempts(job, trigger, scheduled_at, &under_way).await;
             let span = tracing::Span::current();
             span.record("outcome", outcome.as_str());
             if outcome != RunOutcome::Success {
@@ -357,10 +372,11 @@ impl Runner {
             };
             if let Err(error) = self.store.record_run(&record).await {
                 events::StoreFailed {
+                    operation: "history",
                     what: "run",
                     error: &error,
                 }
-                .emit();
+                .emit(&self.metrics);
             }
         }
         .instrument(span)
@@ -372,9 +388,11 @@ impl Runner {
         job: &Arc<Hosted>,
         trigger: Trigger,
         scheduled_at: Timestamp,
+        under_way: &UnderWay<'_>,
     ) -> (RunOutcome, String) {
         let mut attempt = 0;
         loop {
+            under_way.begin(self.clock.now());
             let run = Run {
                 job: job.name.clone(),
                 trigger,
@@ -409,6 +427,36 @@ impl Runner {
             () = self.stop.cancelled() => false,
             () = sleep(pause.mul_f64(0.5 + roll(&job.name, 0, attempt) / 2.0)) => true,
         }
+    }
+}
+
+/// A run in the list of what is under way, for as long as it is.
+struct UnderWay<'a> {
+    job: &'a Hosted,
+    number: u64,
+}
+
+impl<'a> UnderWay<'a> {
+    fn new(job: &'a Hosted) -> Self {
+        let mut state = job.state();
+        state.last_number += 1;
+        let number = state.last_number;
+        drop(state);
+        Self { job, number }
+    }
+
+    /// An attempt of it begins: what is allowed to one counts from here.
+    fn begin(&self, now: Moment) {
+        self.job
+            .state()
+            .attempts
+            .insert(self.number, Since::at(now));
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.job.state().attempts.remove(&self.number);
     }
 }
 

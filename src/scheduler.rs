@@ -31,6 +31,7 @@ use tokio_cron_scheduler::{
 };
 
 use self::book::{Book, CHANNEL_SIZE, Code, Store, lock};
+use crate::clock::Timestamp;
 use crate::schedule::{Firing, Schedule};
 
 /// Seldom enough to cost nothing, often enough that a health check need not wait.
@@ -130,6 +131,12 @@ impl Scheduler {
     /// [`SchedulerError::UnknownSubscription`], [`SchedulerError::Stopped`].
     pub async fn remove(&self, subscription: Subscription) -> Result<(), SchedulerError> {
         self.book.remove(subscription)
+    }
+
+    /// The next firing of a schedule that somebody follows: the first that was not dealt with.
+    /// It lies in the past while it is overdue.
+    pub fn next_firing(&self, schedule: &Schedule) -> Option<Timestamp> {
+        self.book.next(schedule)
     }
 
     /// How long ago the scheduler started, or proved to be alive since, by a schedule of its own

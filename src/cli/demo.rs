@@ -1,12 +1,15 @@
 //! `perennial demo`: the whole service with nothing configured, against a small authorization
 //! server on loopback that rotates refresh tokens, fails now and then, and loses answers.
 
+mod trouble;
+
 use std::{net::SocketAddr, path::Path};
 
 use anyhow::anyhow;
 use base64::Engine;
 use tokio_util::sync::CancellationToken;
 
+use self::trouble::{TROUBLES, Trouble};
 use super::{Failure, serve};
 use crate::{
     app::App,
@@ -14,6 +17,7 @@ use crate::{
     demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
     http::listener::BindError,
     plugins,
+    secret::Secret,
 };
 
 #[derive(clap::Args)]
@@ -21,25 +25,30 @@ pub(super) struct Args {
     /// Where to serve /metrics and the status page
     #[arg(long, default_value = "127.0.0.1:9464")]
     listen: SocketAddr,
+    /// Show trouble too: a login that was ended, a refused client, a provider that goes down
+    #[arg(long)]
+    troubled: bool,
 }
+
+/// The demo's client at every server.
+const CLIENT: &str = "demo";
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut signals = serve::Signals::new()?;
     let folder = Folder::new()?;
     let stop = CancellationToken::new();
     let server = AuthorizationServer::start(Behaviour::default(), stop.clone()).await?;
-    let config = configuration(&args, &server, &folder.0)?;
+    let trouble = match args.troubled {
+        true => Some(Trouble::start(&stop).await?),
+        false => None,
+    };
+    let config = configuration(args.listen, &server, trouble.as_ref(), &folder.0)?;
     let app = App::open(&config).await?;
     for name in ["living-room", "kitchen"] {
-        let member = app
-            .refresher
-            .fleet
-            .get(name)
-            .expect("it is configured")
-            .clone();
-        app.refresher
-            .import(&member, server.new_grant("demo"))
-            .await?;
+        log_in(&app, name, server.new_grant(CLIENT)).await?;
+    }
+    if let Some(trouble) = trouble {
+        trouble.begin(&app, &server).await?;
     }
     let running = app.start(&config).await.map_err(|error| {
         let taken = error.is::<BindError>();
@@ -51,10 +60,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         }
     })?;
     let address = running.address;
+    let troubles = match args.troubled {
+        true => TROUBLES,
+        false => "",
+    };
     super::print(&format!(
         "\nThree credentials are kept alive against a small authorization server on this machine.\n\
          Their tokens live for a minute and are refreshed after about 40 seconds. The server\n\
-         rotates refresh tokens, is unavailable now and then, and sometimes loses an answer.\n\n\
+         rotates refresh tokens, is unavailable now and then, and sometimes loses an answer.\n{troubles}\n\
          \x20 http://{address}/          how they stand\n\
          \x20 http://{address}/metrics   what Prometheus scrapes\n\n\
          Ctrl-C ends it; nothing is left behind.\n\n"
@@ -65,18 +78,31 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     stopped
 }
 
+/// What a login would bring.
+async fn log_in(app: &App, name: &str, refresh_token: Secret) -> anyhow::Result<()> {
+    let member = app
+        .refresher
+        .fleet
+        .get(name)
+        .expect("it is configured")
+        .clone();
+    app.refresher.import(&member, refresh_token).await?;
+    Ok(())
+}
+
 /// What a user would write, so that the demo goes the way of every configuration.
 fn configuration(
-    args: &Args,
+    listen: SocketAddr,
     server: &AuthorizationServer,
+    trouble: Option<&Trouble>,
     folder: &Path,
 ) -> anyhow::Result<Config> {
-    let (listen, token_url, folder) = (args.listen, server.token_url(), folder.display());
+    let (token_url, folder) = (server.token_url(), folder.display());
     // In memory alone: a key file beside the database would be worth a warning.
     let mut key = [0; 32];
     getrandom::fill(&mut key)?;
     let key = base64::prelude::BASE64_STANDARD.encode(key);
-    let text = format!(
+    let mut text = format!(
         r#"
         [server]
         listen = "{listen}"
@@ -87,11 +113,11 @@ fn configuration(
 
         [providers.players]
         token_url = "{token_url}"
-        client_id = "demo"
+        client_id = "{CLIENT}"
 
         [providers.machines]
         token_url = "{token_url}"
-        client_id = "demo"
+        client_id = "{CLIENT}"
         client_secret = "{CLIENT_SECRET}"
 
         [credentials.living-room]
@@ -110,6 +136,7 @@ fn configuration(
         schedule = "@hourly"
         "#
     );
+    text.extend(trouble.map(Trouble::configuration));
     let environment = config::Environment::default();
     let read = |path: &Path| std::fs::read_to_string(path);
     let input = Input {

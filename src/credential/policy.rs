@@ -37,6 +37,8 @@ const SHORTEST_REFRESH_IN: TimeDelta = TimeDelta::minutes(1);
 const LONGEST_LIFE: TimeDelta = TimeDelta::days(3_650);
 /// The user's own rule: warn below 6 hours.
 const ALERT_AT_MOST: TimeDelta = TimeDelta::hours(6);
+/// A person who is on holiday for a week sees the warning before it is too late.
+const HUMAN_ALERT_AT_MOST: TimeDelta = TimeDelta::days(7);
 
 /// The points in the life of one access token, as ages.
 ///
@@ -242,6 +244,38 @@ impl Credential {
         )
     }
 
+    /// When only a new login helps, whatever is refreshed until then; `None` where it is not
+    /// known. On the wall clock, as the provider named it.
+    pub fn human_needed_by(&self) -> Option<Timestamp> {
+        let (tokens, _) = self.tokens.as_ref()?;
+        tokens.details.refresh_token_expires_at
+    }
+
+    /// Below this much time until [`Self::human_needed_by`], somebody should know: a week, or
+    /// a quarter of the refresh token's whole life where that is shorter. A login that lasts a
+    /// day would otherwise warn for ever.
+    pub fn human_alert_threshold(&self) -> Option<TimeDelta> {
+        let (tokens, _) = self.tokens.as_ref()?;
+        let details = &tokens.details;
+        let since = details.refresh_token_end_since.unwrap_or(details.issued_at);
+        let life = (details.refresh_token_expires_at? - since).max(TimeDelta::zero());
+        Some((life / 4).min(HUMAN_ALERT_AT_MOST))
+    }
+
+    /// When policy wants the access token refreshed, on the wall clock of `now`; it has passed
+    /// where the refresh is overdue.
+    pub fn due_at(&self, name: &Name, rules: &Rules, now: Moment) -> Option<Timestamp> {
+        let (tokens, since) = self.live_tokens()?;
+        let due = Life::of(&tokens.details, rules).due(roll(name, self.version, 0));
+        Some(since.on_wall(now) + due)
+    }
+
+    /// From when on readers wait for a new token, on the wall clock of `now`.
+    pub fn mandatory_at(&self, rules: &Rules, now: Moment) -> Option<Timestamp> {
+        let (tokens, since) = self.live_tokens()?;
+        Some(since.on_wall(now) + Life::of(&tokens.details, rules).mandatory)
+    }
+
     /// How many attempts the retry policy still has before the access token dies, if all
     /// of them take the longest wait.
     pub fn attempts_left(&self, name: &Name, rules: &Rules, now: Moment) -> u32 {
@@ -352,6 +386,7 @@ mod tests {
             scope: None,
             refresh_in: None,
             refresh_token_expires_at: None,
+            refresh_token_end_since: None,
             provider: None,
         }
     }

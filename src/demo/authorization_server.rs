@@ -55,6 +55,9 @@ pub struct Behaviour {
     /// At every n-th rotation the new tokens are valid, but the connection closes without
     /// an answer. A replay is always answered. `None` and 0: never.
     pub lose_answer_every: Option<u32>,
+    /// How long a login is good for, whatever is refreshed meanwhile: what is left of it is
+    /// sent as `refresh_token_expires_in`. `None`: for ever, and nothing is said.
+    pub login_lifetime: Option<Duration>,
     /// How long after a rotation the spent token is answered with the same new pair again,
     /// as Okta and WorkOS do (30 s). Zero: every reuse revokes at once.
     pub replay_window: Duration,
@@ -70,6 +73,7 @@ impl Default for Behaviour {
             access_token_lifetime: Duration::from_secs(60),
             unavailable_every: Some(7),
             lose_answer_every: Some(5),
+            login_lifetime: Some(Duration::from_secs(30 * 24 * 3_600)),
             replay_window: Duration::from_secs(30),
             seed: 0,
         }
@@ -99,6 +103,7 @@ pub struct Counts {
 
 /// The running server. It stops when the token given to [`AuthorizationServer::start`]
 /// is cancelled; dropping this handle does not stop it.
+#[derive(Clone)]
 pub struct AuthorizationServer {
     address: SocketAddr,
     state: Arc<State>,
@@ -137,8 +142,15 @@ impl AuthorizationServer {
     /// What a person's login would bring: the first refresh token of a new grant.
     pub fn new_grant(&self, client_id: &str) -> Secret {
         let first = random_token();
-        self.state.book().grants.start(client_id, &first);
+        let mut book = self.state.book();
+        book.grants.start(client_id, &first, Instant::now());
         first
+    }
+
+    /// What a person does who ends a login at the provider. `first` is what
+    /// [`Self::new_grant`] returned.
+    pub fn revoke(&self, first: &Secret) {
+        self.state.book().grants.revoke(first);
     }
 
     /// What has happened so far.
@@ -449,12 +461,20 @@ fn refresh(state: &State, request: &TokenRequest) -> Result<Issued, Refused> {
     };
     let behaviour = &state.behaviour;
 
+    let now = Instant::now();
     let mut book = state.book();
+    let login_left = behaviour.login_lifetime.map(|lifetime| {
+        let age = book.grants.age(&presented, now).unwrap_or_default();
+        lifetime.saturating_sub(age)
+    });
+    if login_left == Some(Duration::ZERO) {
+        book.grants.revoke(&presented);
+    }
     let exchange = book.grants.exchange(
         &request.client_id,
         &presented,
         &new,
-        Instant::now(),
+        now,
         behaviour.replay_window,
     );
     let (pair, age) = match exchange {
@@ -481,6 +501,9 @@ fn refresh(state: &State, request: &TokenRequest) -> Result<Issued, Refused> {
     let left = behaviour.access_token_lifetime.saturating_sub(age);
     let mut body = token_answer(&pair.access, left);
     body["refresh_token"] = pair.refresh.expose().into();
+    if let Some(left) = login_left {
+        body["refresh_token_expires_in"] = left.as_secs().into();
+    }
     Ok(Issued::Answered(body))
 }
 

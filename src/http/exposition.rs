@@ -5,7 +5,7 @@
 //! credentials those take ten times as long (see `docs/decisions/0004-metrics.md`). Names need no
 //! escaping: see [`crate::name::Name`].
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
     clock::{Moment, Timestamp},
@@ -13,7 +13,11 @@ use crate::{
     fleet::{Fleet, Member, View},
     forecast::Forecast,
     job::Trigger,
+    name::Name,
+    oauth::answer::label,
+    provider::Provider,
     runner::{Hosted, Missed, RunOutcome},
+    scheduler::Scheduler,
 };
 
 /// One family with one series for each member, of those that have a value.
@@ -24,7 +28,7 @@ struct Row<'a> {
     member: &'a Member,
     labels: String,
     view: View,
-    due: Option<f64>,
+    next_attempt: Option<f64>,
     now: Moment,
 }
 
@@ -34,7 +38,7 @@ impl Row<'_> {
     }
 }
 
-const GAUGES: [Gauge; 7] = [
+const GAUGES: [Gauge; 10] = [
     (
         "token_expires_at_seconds",
         "When the access token expires, in seconds since 1970.",
@@ -46,8 +50,27 @@ const GAUGES: [Gauge; 7] = [
     ),
     (
         "token_refresh_due_at_seconds",
-        "When the next refresh is due by policy or schedule, in seconds since 1970. Absent while a person must act first.",
-        |row| row.due,
+        "When policy wants the access token refreshed, in seconds since 1970; in the past while the refresh is overdue.",
+        |row| {
+            let Row { member, now, .. } = row;
+            row.credential()
+                .due_at(&member.name, &member.rules, *now)
+                .map(unix)
+        },
+    ),
+    (
+        "token_refresh_mandatory_at_seconds",
+        "From when on readers wait for the refresh, in seconds since 1970.",
+        |row| {
+            row.credential()
+                .mandatory_at(&row.member.rules, row.now)
+                .map(unix)
+        },
+    ),
+    (
+        "token_refresh_next_attempt_at_seconds",
+        "When the next refresh is tried, by policy, schedule or retry, in seconds since 1970. Absent while a person must act first.",
+        |row| row.next_attempt,
     ),
     (
         "token_expiry_alert_threshold_seconds",
@@ -61,12 +84,17 @@ const GAUGES: [Gauge; 7] = [
     (
         "refresh_token_expires_at_seconds",
         "When the refresh token expires, in seconds since 1970, where the provider said it.",
-        |row| refresh_token_end(row).map(unix),
+        |row| row.credential().human_needed_by().map(unix),
     ),
     (
         "human_needed_by_timestamp_seconds",
         "The earliest time at which only a new login helps, in seconds since 1970, where it is known.",
-        |row| refresh_token_end(row).map(unix),
+        |row| row.credential().human_needed_by().map(unix),
+    ),
+    (
+        "human_needed_alert_threshold_seconds",
+        "Warn when a new login is needed in less than this: a quarter of the refresh token's life, at most 7 days.",
+        |row| row.credential().human_alert_threshold().map(seconds),
     ),
     (
         "refresh_attempts_left",
@@ -85,11 +113,6 @@ const GAUGES: [Gauge; 7] = [
     ),
 ];
 
-fn refresh_token_end(row: &Row<'_>) -> Option<Timestamp> {
-    let (tokens, _) = row.credential().tokens.as_ref()?;
-    tokens.details.refresh_token_expires_at
-}
-
 /// The series of all members.
 pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
     let mut forecast = Forecast::new(now);
@@ -104,7 +127,7 @@ pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
                     member.name, member.provider.name
                 ),
                 view,
-                due: forecast.of(member).map(|next| unix(next.at)),
+                next_attempt: forecast.of(member).map(|next| unix(next.at)),
                 member,
                 now,
             }
@@ -183,10 +206,74 @@ pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
             );
         }
     }
+    header(
+        out,
+        "credential_trouble",
+        "gauge",
+        "1 while the last attempt has failed, with what went wrong; absent otherwise.",
+    );
+    for row in &rows {
+        if let Some((reason, detail)) = row.credential().trouble_in_words() {
+            let (reason, error) = (reason.as_str(), label(detail));
+            let labels = format_args!("{},reason=\"{reason}\",error=\"{error}\"", row.labels);
+            line(out, "credential_trouble", labels, 1.0);
+        }
+    }
+    header(
+        out,
+        "perennial_sink_consecutive_failures",
+        "gauge",
+        "Failed deliveries in a row; 0 while the newest token is there.",
+    );
+    for row in &rows {
+        for (sink, failures) in row.member.failed_deliveries() {
+            let labels = format_args!("{},sink=\"{sink}\"", row.labels);
+            line(
+                out,
+                "perennial_sink_consecutive_failures",
+                labels,
+                failures.into(),
+            );
+        }
+    }
+    let providers: BTreeMap<&Name, &Provider> = rows
+        .iter()
+        .map(|row| (&row.member.provider.name, &*row.member.provider))
+        .collect();
+    providers_of(&providers, now, out);
+}
+
+/// The series of the providers that have credentials.
+fn providers_of(providers: &BTreeMap<&Name, &Provider>, now: Moment, out: &mut String) {
+    type ProviderGauge = (&'static str, &'static str, fn(&Provider, Moment) -> f64);
+    let gauges: [ProviderGauge; 2] = [
+        (
+            "perennial_provider_consecutive_failures",
+            "Failed requests in a row, over all credentials of the provider.",
+            |provider, _| provider.failures().into(),
+        ),
+        (
+            "perennial_provider_paused",
+            "1 while the provider is left alone, but for one request now and then that tries it.",
+            |provider, now| f64::from(u8::from(provider.is_left_alone(now))),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        header(out, name, "gauge", help);
+        for (provider, health) in providers {
+            let labels = format_args!("provider=\"{provider}\"");
+            line(out, name, labels, value(health, now));
+        }
+    }
 }
 
 /// The series of all jobs.
-pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out: &mut String) {
+pub fn jobs<'a>(
+    jobs: impl Iterator<Item = &'a Hosted> + Clone,
+    scheduler: &Scheduler,
+    now: Moment,
+    out: &mut String,
+) {
     header(
         out,
         "perennial_job_info",
@@ -251,44 +338,54 @@ pub fn jobs<'a>(jobs: impl Iterator<Item = &'a Hosted> + Clone, now: Moment, out
     type JobGauge = (
         &'static str,
         &'static str,
-        fn(&Hosted, Moment) -> Option<f64>,
+        fn(&Hosted, &Scheduler, Moment) -> Option<f64>,
     );
-    let gauges: [JobGauge; 6] = [
+    let gauges: [JobGauge; 8] = [
         (
             "perennial_job_running",
             "Runs under way, those that a job woke up for not counted.",
-            |job, _| Some(job.state().running.into()),
+            |job, _, _| Some(job.state().running.into()),
         ),
         (
             "perennial_job_paused",
             "1 while the job is paused.",
-            |_, _| Some(0.0),
+            |_, _, _| Some(0.0),
+        ),
+        (
+            "perennial_job_running_since_timestamp_seconds",
+            "When the oldest attempt under way began, in seconds since 1970; absent while none is.",
+            |job, _, now| Some(unix(job.state().running_since(now)?.on_wall(now))),
+        ),
+        (
+            "perennial_job_timeout_seconds",
+            "How long one attempt of the job may take.",
+            |job, _, _| Some(job.timeout.as_secs_f64()),
         ),
         (
             "perennial_job_consecutive_failures",
             "Failed runs in a row.",
-            |job, _| Some(job.state().consecutive_failures.into()),
+            |job, _, _| Some(job.state().consecutive_failures.into()),
         ),
         (
             "perennial_job_next_run_timestamp_seconds",
-            "When the schedule fires next, in seconds since 1970.",
-            |job, now| job.schedule.as_ref()?.next_after(now.wall).map(unix),
+            "The first firing of the schedule that was not dealt with, in seconds since 1970; in the past while it is overdue.",
+            |job, scheduler, _| scheduler.next_firing(job.schedule.as_ref()?).map(unix),
         ),
         (
             "perennial_job_last_run_timestamp_seconds",
             "When the last run started, in seconds since 1970.",
-            |job, now| Some(unix(job.state().last_run?.on_wall(now))),
+            |job, _, now| Some(unix(job.state().last_run?.on_wall(now))),
         ),
         (
             "perennial_job_last_success_timestamp_seconds",
             "When the last successful run ended, in seconds since 1970.",
-            |job, now| Some(unix(job.state().last_success?.on_wall(now))),
+            |job, _, now| Some(unix(job.state().last_success?.on_wall(now))),
         ),
     ];
     for (name, help, value) in gauges {
         header(out, name, "gauge", help);
         for job in jobs.clone() {
-            if let Some(value) = value(job, now) {
+            if let Some(value) = value(job, scheduler, now) {
                 line(out, name, format_args!("job_name=\"{}\"", job.name), value);
             }
         }

@@ -22,6 +22,8 @@ const SCHEDULER_DEAD_AFTER: Duration = Duration::from_secs(60);
 /// How long a proof that the store can write is good for: a probe syncs the disk, and anybody
 /// may ask.
 const PROBE_GOOD_FOR: Duration = Duration::from_secs(2);
+/// A store that needs longer than this cannot be relied on, and nobody who asks waits longer.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the routes look at.
 pub struct Service {
@@ -89,17 +91,15 @@ pub fn routes(
 }
 
 async fn scrape(service: Arc<Service>, accept_encoding: Option<String>) -> Response {
+    let store_writable = store_can_write(&service).await.is_ok();
     // Writing and compressing take milliseconds for ten thousand credentials: not on a thread
     // that readers wait for.
     let encoded = tokio::task::spawn_blocking(move || {
         let now = service.clock.now();
         let last_tick = now.wall - delta(service.scheduler.silent_for());
-        let mut text = service.metrics.encode(last_tick);
-        exposition::jobs(
-            service.runner.jobs.values().map(|job| &**job),
-            now,
-            &mut text,
-        );
+        let mut text = service.metrics.encode(last_tick, store_writable);
+        let jobs = service.runner.jobs.values().map(|job| &**job);
+        exposition::jobs(jobs, &service.scheduler, now, &mut text);
         exposition::credentials(&service.fleet, now, &mut text);
         let compressed = gzip::accepts_gzip(accept_encoding.as_deref());
         let body = if compressed {
@@ -148,31 +148,32 @@ async fn readyz(service: Arc<Service>) -> Response {
     if service.stop.is_cancelled() {
         return answer(StatusCode::SERVICE_UNAVAILABLE, "stopping");
     }
-    let known = service
-        .probed
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    let result = match known {
-        Some((at, result)) if at.elapsed() < PROBE_GOOD_FOR => result,
-        _ => {
-            let result = service
-                .store
-                .probe()
-                .await
-                .map_err(|error| error.to_string());
-            let mut probed = service
-                .probed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *probed = Some((Instant::now(), result.clone()));
-            result
-        }
-    };
-    match result {
+    match store_can_write(&service).await {
         Ok(()) => answer(StatusCode::OK, "ready"),
         Err(error) => answer(StatusCode::SERVICE_UNAVAILABLE, &error),
     }
+}
+
+/// Proves that the store can write, or looks back at a proof that is good still.
+async fn store_can_write(service: &Service) -> Result<(), String> {
+    let probed = || {
+        service
+            .probed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    };
+    let known = probed().clone();
+    if let Some((at, result)) = known
+        && at.elapsed() < PROBE_GOOD_FOR
+    {
+        return result;
+    }
+    let result = match tokio::time::timeout(PROBE_PATIENCE, service.store.probe()).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the store has not written for a second".to_owned()),
+    };
+    *probed() = Some((Instant::now(), result.clone()));
+    result
 }
 
 fn answer(status: StatusCode, text: &str) -> Response {

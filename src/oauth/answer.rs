@@ -48,6 +48,8 @@ pub struct Context<'a> {
 
 /// A server that asks for longer than this is not believed.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
+/// Whole seconds in an answer, and its way to us, move an end that stays by so much.
+const SAME_END: TimeDelta = TimeDelta::seconds(2);
 /// The lifetime assumed where nothing is known.
 const ASSUMED_LIFETIME: Duration = Duration::from_secs(3_600);
 
@@ -152,6 +154,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
         ),
     };
     let refresh_token_expires_at = refresh_token_end(fields, context).or(carried_end);
+    let refresh_token_end_since = end_since(refresh_token_expires_at, context);
     Some(TokenSet {
         access_token: Secret::new(access_token),
         refresh_token,
@@ -164,6 +167,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
                 .or_else(|| previous.and_then(|previous| previous.details.scope.clone())),
             refresh_in: seconds(fields, "refresh_in"),
             refresh_token_expires_at,
+            refresh_token_end_since,
             provider: None,
         },
     })
@@ -173,10 +177,12 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
 fn refresh_token_alone(fields: &Map<String, Value>, context: &Context<'_>) -> Option<TokenSet> {
     let previous = context.previous.filter(|_| context.spends)?;
     let new = Secret::new(text(fields, "refresh_token")?);
+    let end = refresh_token_end(fields, context);
     (previous.refresh_token.as_ref()? != &new).then(|| TokenSet {
         refresh_token: Some(new),
         details: TokenDetails {
-            refresh_token_expires_at: refresh_token_end(fields, context),
+            refresh_token_expires_at: end,
+            refresh_token_end_since: end_since(end, context),
             ..previous.details.clone()
         },
         ..previous.clone()
@@ -190,6 +196,21 @@ fn refresh_token_end(fields: &Map<String, Value>, context: &Context<'_>) -> Opti
         .find_map(|name| seconds(fields, name))?;
     let lifetime = TimeDelta::from_std(lifetime).ok()?;
     context.issued_at.checked_add_signed(lifetime)
+}
+
+/// Since when the refresh token has had this end. Providers name an end that no refresh moves
+/// as an ever smaller `refresh_token_expires_in`; where each refresh buys a new term, the end
+/// moves as far as time has gone on.
+fn end_since(end: Option<Timestamp>, context: &Context<'_>) -> Option<Timestamp> {
+    let end = end?;
+    let stayed = context.previous.and_then(|previous| {
+        let before = &previous.details;
+        let moved = end - before.refresh_token_expires_at?;
+        let passed = context.issued_at - before.issued_at;
+        (moved.abs() <= SAME_END.max(passed / 2))
+            .then(|| before.refresh_token_end_since.unwrap_or(before.issued_at))
+    });
+    Some(stayed.unwrap_or(context.issued_at))
 }
 
 /// The lifetime and where it comes from, best source first.
@@ -240,6 +261,23 @@ const NEEDS_LOGIN: [&str; 5] = [
     "login_required",
     "consent_required",
     "account_selection_required",
+];
+/// What we call things that a server did not name.
+const OWN_WORDS: [&str; 14] = [
+    "slow_down",
+    "connect",
+    "connection_broke",
+    "no_answer_in_time",
+    "answer_too_large",
+    "no_access_token",
+    "no_refresh_token",
+    "refresh_token_known_dead",
+    "nothing_sent",
+    "not_read_again",
+    "discovery_unreachable",
+    "unreadable_code",
+    "row_unreadable",
+    "tokens_of_another_provider",
 ];
 /// Codes that pass by themselves.
 const TRANSIENT: [&str; 3] = [
@@ -307,6 +345,16 @@ fn by_status(status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError
         doubtful: gateway || status.is_success(),
         retry_after: retry_after(raw, context.issued_at),
     }
+}
+
+/// What went wrong, as a label: a code from our lists, the word of a broken connection, an HTTP
+/// status. A server's own code is any text, so it is `other`.
+pub fn label(detail: &str) -> &str {
+    let ours = [&NEEDS_LOGIN[..], &TRANSIENT, &MISCONFIGURED, &OWN_WORDS];
+    let known = ours.iter().any(|list| list.contains(&detail));
+    let status = detail.strip_prefix("http_");
+    let is_status = status.is_some_and(|digits| digits.len() == 3 && digits.parse::<u16>().is_ok());
+    if known || is_status { detail } else { "other" }
 }
 
 fn bad_answer(detail: &str) -> GrantError {

@@ -58,6 +58,17 @@ impl Breaker {
         }
     }
 
+    /// Failures in a row, over all credentials of the provider.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Is the provider left alone, but for one request now and then that tries it?
+    pub fn is_open(&self, now: TimeDelta) -> bool {
+        let left_alone = self.closed_until.is_some_and(|until| now < until);
+        left_alone || self.probing_since.is_some() || self.failures >= FAILURES_TO_OPEN
+    }
+
     /// Takes note of how a request ended.
     pub fn report(&mut self, now: TimeDelta, heard: Heard) {
         let probing = self.probing_since.take().is_some();

@@ -101,6 +101,14 @@ impl Book {
         Ok(())
     }
 
+    /// The first firing of a line that was not dealt with.
+    pub(super) fn next(&self, schedule: &Schedule) -> Option<DateTime<Utc>> {
+        let lines = lock(&self.lines);
+        let line = lines.by_number[lines.numbers.get(schedule)?].clone();
+        drop(lines);
+        line.next()
+    }
+
     /// Ends every line; waits for deliveries under way.
     pub(super) fn close(&self) {
         let ended = {

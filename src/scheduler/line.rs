@@ -60,6 +60,11 @@ impl Line {
         lock(&self.state).followers.clear();
     }
 
+    /// The first firing that was not dealt with.
+    pub(super) fn next(&self) -> Option<DateTime<Utc>> {
+        lock(&self.state).cursor.next
+    }
+
     /// The time of the firing that waits to be delivered at `now`.
     pub(super) fn due(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let mut state = match self.state.try_lock() {

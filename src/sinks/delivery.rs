@@ -59,7 +59,10 @@ impl Deliveries {
         };
         for target in targets.chain(write_back.map(|target| Box::new(target) as _)) {
             self.metrics.expect_sink(target.kind());
-            let run = self.clone().run(member.clone(), versions.clone(), target);
+            let place = member.expect_delivery(target.kind());
+            let run = self
+                .clone()
+                .run(member.clone(), versions.clone(), target, place);
             self.tasks.spawn(run);
         }
     }
@@ -69,6 +72,7 @@ impl Deliveries {
         member: Arc<Member>,
         mut versions: watch::Receiver<Version>,
         target: Box<dyn Target>,
+        place: usize,
     ) {
         versions.mark_changed();
         let mut retry_in = FIRST_RETRY;
@@ -80,11 +84,12 @@ impl Deliveries {
             }
             loop {
                 let version = versions.borrow_and_update().clone();
-                let Err(error) = self.attempt(&member, &*target, &version, retry_in).await else {
+                let result = self.attempt(&member, &*target, &version, retry_in).await;
+                member.delivered(place, result.is_ok());
+                if result.is_ok() {
                     retry_in = FIRST_RETRY;
                     break;
-                };
-                drop(error);
+                }
                 tokio::select! {
                     () = tokio::time::sleep(retry_in) => retry_in = (retry_in * 2).min(LONGEST_RETRY),
                     _ = versions.changed() => retry_in = FIRST_RETRY,

@@ -53,6 +53,8 @@ pub(super) struct Grants {
 
 struct Family {
     client_id: String,
+    /// When the person logged in.
+    began: Instant,
     current: Fingerprint,
     last_rotation: Option<Rotation>,
     revoked: bool,
@@ -66,15 +68,29 @@ struct Rotation {
 
 impl Grants {
     /// Starts a family with its first refresh token.
-    pub(super) fn start(&mut self, client_id: &str, first: &Secret) {
+    pub(super) fn start(&mut self, client_id: &str, first: &Secret, now: Instant) {
         let current = first.fingerprint();
         self.family_of.insert(current, self.families.len());
         self.families.push(Family {
             client_id: client_id.to_owned(),
+            began: now,
             current,
             last_rotation: None,
             revoked: false,
         });
+    }
+
+    /// How long ago the login was that a refresh token, current or spent, goes back to.
+    pub(super) fn age(&self, token: &Secret, now: Instant) -> Option<Duration> {
+        let index = *self.family_of.get(&token.fingerprint())?;
+        Some(now.saturating_duration_since(self.families[index].began))
+    }
+
+    /// Ends the login that a refresh token, current or spent, goes back to.
+    pub(super) fn revoke(&mut self, token: &Secret) {
+        if let Some(index) = self.family_of.get(&token.fingerprint()) {
+            self.families[*index].revoked = true;
+        }
     }
 
     /// Spends `presented` for `new`, or says why not.
@@ -143,11 +159,9 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let mut grants = Grants::default();
-            grants.start("player", &Secret::new("r0"));
-            Self {
-                grants,
-                start: Instant::now(),
-            }
+            let start = Instant::now();
+            grants.start("player", &Secret::new("r0"), start);
+            Self { grants, start }
         }
 
         fn present(&mut self, token: &str, new: &str, seconds: u64) -> Exchange {
@@ -213,7 +227,9 @@ mod tests {
     #[test]
     fn families_are_apart() {
         let mut bench = Bench::new();
-        bench.grants.start("player", &Secret::new("s0"));
+        bench
+            .grants
+            .start("player", &Secret::new("s0"), bench.start);
         bench.present("r0", "r1", 0);
         bench.present("r0", "x", 99);
         assert_eq!(bench.present("s0", "s1", 99), Exchange::Rotated);

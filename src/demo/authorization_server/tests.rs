@@ -4,6 +4,7 @@ const STEADY: Behaviour = Behaviour {
     access_token_lifetime: Duration::from_secs(60),
     unavailable_every: None,
     lose_answer_every: None,
+    login_lifetime: None,
     replay_window: Duration::from_secs(3600),
     seed: 0,
 };
@@ -330,4 +331,38 @@ fn faults_fall_on_every_nth() {
     assert_eq!(hits(Some(1), 5), (1..=9).collect::<Vec<_>>());
     assert!(hits(Some(0), 0).is_empty());
     assert!(hits(None, 0).is_empty());
+}
+
+#[tokio::test]
+async fn a_login_is_good_for_its_time_and_no_refresh_prolongs_it() {
+    let bench = Bench::new(Behaviour {
+        login_lifetime: Some(Duration::from_secs(2)),
+        ..STEADY
+    })
+    .await;
+    let mut token = bench.server.new_grant("player").expose().to_owned();
+    let mut last = 2;
+    let refused = loop {
+        let answer = bench.refresh(&token).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        let left = answer.body["refresh_token_expires_in"].as_u64().unwrap();
+        assert!(left <= last, "{left} after {last}");
+        last = left;
+        token = answer.refresh_token().to_owned();
+    };
+    refused.is_refused(400, "invalid_grant");
+    assert_eq!(last, 0, "it ended early");
+}
+
+#[tokio::test]
+async fn a_revoked_login_is_refused_with_every_token() {
+    let bench = Bench::new(STEADY).await;
+    let first = bench.server.new_grant("player");
+    let one = bench.refresh(first.expose()).await;
+    bench.server.revoke(&first);
+    for token in [first.expose(), one.refresh_token()] {
+        bench.refresh(token).await.is_refused(400, "invalid_grant");
+    }
 }
