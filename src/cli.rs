@@ -6,6 +6,7 @@ mod demo;
 mod import;
 mod refresh;
 mod serve;
+mod shipped;
 mod status;
 
 use std::{
@@ -63,6 +64,10 @@ enum Command {
         /// The credential
         name: Name,
     },
+    /// Write the Grafana dashboards of this version into a folder
+    Dashboards(shipped::Dashboards),
+    /// Write the alert rules of this version, their runbook and an Alertmanager configuration
+    Alerts(shipped::Alerts),
     /// Print a complete example configuration with every key explained
     Config,
 }
@@ -143,6 +148,8 @@ async fn command(cli: Cli) -> Result<(), Failure> {
         Command::Import(args) => import::run(args, &loaded(load()?)).await,
         Command::Status(args) => status::run(args, &loaded(load()?)).await,
         Command::Refresh { name } => refresh::run(&name, &loaded(load()?)).await,
+        Command::Dashboards(args) => Ok(shipped::dashboards(&args)?),
+        Command::Alerts(args) => Ok(shipped::alerts(&args)?),
         Command::Config => {
             print(&config::example(&plugins::kinds()))?;
             Ok(())

@@ -11,6 +11,7 @@ pub mod exposition;
 pub mod gzip;
 pub mod listener;
 pub mod routes;
+mod runbook;
 
 #[cfg(test)]
 mod testing;

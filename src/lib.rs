@@ -26,7 +26,7 @@
 //! - [`oauth`]: the token endpoint, one file per grant. [`store`]: what must survive.
 //!   [`sinks`]: where access tokens are delivered.
 //! - [`events`]: every fact that is reported. [`metrics`], [`telemetry`], [`status`], [`http`]:
-//!   how it is seen.
+//!   how it is seen. [`shipped`]: dashboards and alerts, inside the binary.
 //! - [`clock`], [`name`], [`secret`]: time that may be stepped, names that need no escaping,
 //!   text that is never printed.
 //! - [`crash`]: where a debug build can be made to die, for the tests.
@@ -56,6 +56,7 @@ pub mod runner;
 pub mod schedule;
 pub mod scheduler;
 pub mod secret;
+pub mod shipped;
 pub mod sinks;
 pub mod status;
 pub mod store;

@@ -1,4 +1,4 @@
-//! What the service answers to everybody: `/metrics`, `/healthz`, `/readyz`, `/`.
+//! What the service answers to everybody: `/metrics`, `/healthz`, `/readyz`, `/runbook`, `/`.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warp::{Filter, Rejection, Reply, http::StatusCode, http::header, reply::Response};
 
-use super::{exposition, gzip};
+use super::{exposition, gzip, runbook};
 use crate::{
     clock::Clock, credential::policy::delta, fleet::Fleet, metrics::Metrics, runner::Runner,
     scheduler::Scheduler, status, store::Store,
@@ -66,10 +66,13 @@ pub fn routes(
         .and(warp::get())
         .and(with.clone())
         .then(readyz);
+    let runbook = warp::path!("runbook")
+        .and(warp::get())
+        .map(|| page(runbook::page()));
     let index = warp::path::end().and(warp::get()).and(with).map(index);
     let measured = warp::log::custom(move |info| {
         let route = match info.path() {
-            route @ ("/" | "/metrics" | "/healthz" | "/readyz") => route,
+            route @ ("/" | "/metrics" | "/healthz" | "/readyz" | "/runbook") => route,
             _ => "other",
         };
         let method = match info.method().as_str() {
@@ -84,6 +87,8 @@ pub fn routes(
         .or(healthz)
         .unify()
         .or(readyz)
+        .unify()
+        .or(runbook)
         .unify()
         .or(index)
         .unify()
@@ -195,11 +200,16 @@ fn index(service: Arc<Service>) -> Response {
          <style>body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem; color-scheme: light dark }} \
          pre {{ font-size: 14px; overflow-x: auto }}</style>\n\
          <h1>Perennial {version}</h1>\n<pre>{table}</pre>\n\
-         <p><a href=\"/metrics\">metrics</a> · <a href=\"/healthz\">healthz</a> · \
+         <p><a href=\"/runbook\">what to do</a> · <a href=\"/metrics\">metrics</a> · <a href=\"/healthz\">healthz</a> · \
          <a href=\"/readyz\">readyz</a></p>\n</html>\n",
         version = env!("CARGO_PKG_VERSION"),
     );
-    let mut response = warp::reply::html(html).into_response();
+    page(html)
+}
+
+/// A page without scripts, into which nothing is loaded.
+fn page(html: impl Into<hyper::body::Bytes>) -> Response {
+    let mut response = warp::reply::html(html.into()).into_response();
     let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
     response.headers_mut().insert(
         header::CONTENT_SECURITY_POLICY,

@@ -1,0 +1,79 @@
+//! The runbook of the alerts as a page, with an anchor for each alert: where their
+//! `runbook_url` leads unless it was told otherwise.
+
+use std::sync::LazyLock;
+
+use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd, html};
+
+use crate::shipped::RUNBOOK;
+
+/// The page. Made once: it never changes.
+pub fn page() -> &'static str {
+    static PAGE: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width\">\n\
+             <title>Perennial: runbook</title>\n\
+             <style>body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; \
+             max-width: 46rem; color-scheme: light dark }} :target {{ background: Mark; color: MarkText }} \
+             pre, code {{ font-size: 14px }} pre {{ overflow-x: auto }} \
+             table {{ border-collapse: collapse }} td, th {{ text-align: left; vertical-align: top; \
+             padding: 0 1rem 0.3rem 0 }}</style>\n{}</html>\n",
+            body(RUNBOOK)
+        )
+    });
+    &PAGE
+}
+
+fn body(markdown: &str) -> String {
+    let mut events: Vec<Event<'_>> = Parser::new_ext(markdown, Options::ENABLE_TABLES).collect();
+    for start in 0..events.len() {
+        let Event::Start(Tag::Heading { .. }) = events[start] else {
+            continue;
+        };
+        let anchor: String = events[start..]
+            .iter()
+            .take_while(|event| !matches!(event, Event::End(TagEnd::Heading(_))))
+            .filter_map(|event| match event {
+                Event::Text(text) | Event::Code(text) => Some(anchor(text)),
+                _ => None,
+            })
+            .collect();
+        if let Event::Start(Tag::Heading { id, .. }) = &mut events[start] {
+            *id = Some(CowStr::from(anchor));
+        }
+    }
+    let mut out = String::new();
+    html::push_html(&mut out, events.into_iter());
+    out
+}
+
+/// As code hosts make it from a heading: letters in lower case, a hyphen for a space.
+fn anchor(heading: &str) -> String {
+    heading
+        .chars()
+        .filter_map(|letter| match letter {
+            ' ' => Some('-'),
+            letter if letter.is_alphanumeric() || "-_".contains(letter) => {
+                Some(letter.to_ascii_lowercase())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headings_have_the_anchors_that_code_hosts_give_them() {
+        let html = body("# All `of` it\n\n## TokenNeedsLogin\n\n| a | b |\n|---|---|\n| 1 | 2 |\n");
+        assert!(html.contains("<h1 id=\"all-of-it\">"), "{html}");
+        assert!(
+            html.contains("<h2 id=\"tokenneedslogin\">TokenNeedsLogin</h2>"),
+            "{html}"
+        );
+        assert!(html.contains("<td>2</td>"), "{html}");
+    }
+}
