@@ -1,6 +1,6 @@
 # What people do here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help test test-parts check faults soak bench demo
+.PHONY: help test test-parts check dashboards faults soak bench demo
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,9 @@ check: ## format, lints, documentation, licences; all warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	@cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked --debug
 	cargo deny check --hide-inclusion-graph bans licenses sources
+
+dashboards: test-parts ## write the Grafana dashboards anew, after a change in dashboards/generator
+	npm --prefix dashboards/generator run --silent generate
 
 faults: test-parts ## cause every fault and write what it cost into docs/faults.md
 	FAULTS=write cargo nextest run --locked

@@ -1,0 +1,508 @@
+// Is all well, and if not: which credential, why, and what to do?
+
+import {
+  BAR,
+  COLOURED,
+  CREDENTIAL,
+  CURRENT_STATE,
+  EACH,
+  GREEN,
+  GREY,
+  ORANGE,
+  PLAIN,
+  PROVIDER,
+  PURPLE,
+  RED,
+  SKY,
+  STATE_NAMES,
+  TO_CREDENTIAL,
+  TO_RUNBOOK,
+  TROUBLE,
+  YELLOW,
+  all,
+  bars,
+  bigNumber,
+  colouredOutcomes,
+  durations,
+  each,
+  host,
+  labelled,
+  latest,
+  newest,
+  nothing,
+  ofCredential,
+  ofProvider,
+  perennialDashboard,
+  range,
+  row,
+  until,
+  words,
+} from './shared';
+
+const TIME_LEFT = until(latest(ofCredential('token_expires_at_seconds')));
+const THRESHOLD = latest(ofCredential('token_expiry_alert_threshold_seconds'));
+const HUMAN_TIME_LEFT = until(latest(ofCredential('human_needed_by_timestamp_seconds')));
+
+/** How many credentials are in one of these states. */
+const inState = (states: string) => `sum(${latest(ofCredential('credential_state', `state=~"${states}"`))})`;
+
+/** What only a person can put right, most urgent first: one series each, labelled with problem and runbook. */
+const PROBLEMS = [
+  { problem: 'needs_login', runbook: 'tokenneedslogin' },
+  { problem: 'misconfigured', runbook: 'credentialmisconfigured' },
+  { problem: 'pending', runbook: 'tokenneedslogin' },
+]
+  .map((labels) =>
+    labelled(each(`${latest(ofCredential('credential_state', `state="${labels.problem}"`))} == 1`), labels),
+  )
+  .concat(
+    labelled(
+      each(`${HUMAN_TIME_LEFT} < ${latest(ofCredential('human_needed_alert_threshold_seconds'))}`),
+      { problem: 'human_needed_soon', runbook: 'humanneededsoon' },
+    ),
+    labelled(
+      `max by (instance) (${latest(host('perennial_store_unsaved_credentials'))}) > 0`,
+      { problem: 'unsaved', runbook: 'storeunhealthy' },
+    ),
+  )
+  .join(' or ');
+/** Completes a query to all rows of `PROBLEMS`, with a value for those that it has nothing for. */
+const ofProblems = (expr: string, otherwise = '') =>
+  `(${expr}) and on (${EACH}) (${PROBLEMS}) or on (${EACH}) ${each(PROBLEMS)}${otherwise}`;
+/** Completes a query to all credentials. */
+const ofAll = (expr: string, otherwise = '') =>
+  `${expr} or on (${EACH}) ${each(CURRENT_STATE)}${otherwise}`;
+
+const TROUBLES = each(ofCredential('credential_trouble'), `${EACH}, reason, error`);
+
+const statPlace = (title: string, description: string) => ({ title, description, width: 3, height: 4, unit: 'short' });
+
+/** Of all refreshes in this time, the share that succeeded. Counted by provider: that is few series, even over 30 days. */
+const succeeded = (time: string, by = '') => {
+  const ended = (matchers: string) => `sum${by}(increase(${ofProvider('refresh_duration_seconds_count', matchers)}[${time}]))`;
+  return `${ended('outcome="success"')} / ${ended('')}`;
+};
+
+export const fleet = perennialDashboard({
+  uid: 'perennial-fleet',
+  title: 'Perennial / Fleet',
+  description: 'All tokens: which live, which are in danger, why, and what to do.',
+  from: 'now-1h',
+  variables: [PROVIDER, all(CREDENTIAL())],
+})
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace(
+          'Perennial down',
+          'Instances of Perennial that Prometheus has not reached for 2 minutes. While this is not 0, the rest of the dashboard is old. See PerennialDown in the runbook.',
+        ),
+        steps: TROUBLE,
+      },
+      [{ expr: `sum(max_over_time(${host('up')}[2m]) == bool 0)`, legend: 'down' }],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace('Tokens alive', 'Credentials whose access token is valid now, and how many credentials there are.'),
+        steps: PLAIN,
+      },
+      [
+        { expr: `sum(${TIME_LEFT} > bool 0)`, legend: 'alive' },
+        { expr: `count(${CURRENT_STATE})`, legend: 'of' },
+      ],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace(
+          'In danger',
+          'Tokens that are still valid, with less time left than their own alert threshold: a quarter of their life, at most 6 hours, unless configured. They should have been refreshed by now.',
+        ),
+        steps: TROUBLE,
+      },
+      [{ expr: `sum((${TIME_LEFT} < bool ${THRESHOLD}) * (${TIME_LEFT} > bool 0))`, legend: 'in danger' }],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      { ...statPlace('Expired', 'Credentials whose access token has expired and was not replaced yet.'), steps: TROUBLE },
+      [{ expr: inState('expired'), legend: 'expired' }],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace(
+          'Need a login',
+          'Credentials that only a person can help, by logging in: the provider refused the refresh token, or there never was one. The table below says which.',
+        ),
+        steps: TROUBLE,
+      },
+      [{ expr: inState('needs_login|pending'), legend: 'need a login' }],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace(
+          'Misconfigured',
+          'Credentials that the provider refuses because of the configuration: client id, secret, scope or grant. The table below says which.',
+        ),
+        steps: TROUBLE,
+      },
+      [{ expr: inState('misconfigured'), legend: 'misconfigured' }],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace(
+          'Providers paused',
+          'Providers that are left alone for a moment: five failures in a row, or they asked for it. Their tokens live on what they have.',
+        ),
+        steps: TROUBLE,
+      },
+      [{ expr: `sum(${latest(ofProvider('perennial_provider_paused'))})`, legend: 'paused' }],
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        ...statPlace(
+          'Not saved',
+          'Credentials whose newest tokens are only in memory because the disk refuses them. Do not stop the process: they would be lost.',
+        ),
+        steps: TROUBLE,
+      },
+      [{ expr: `sum(${latest(host('perennial_store_unsaved_credentials'))})`, legend: 'not saved' }],
+    ),
+  )
+  .withPanel(
+    newest(
+      {
+        title: 'What to do now',
+        description:
+          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. The token may still live for a while: "token lives" is how long you have.',
+        width: 16,
+        height: 8,
+        empty: 'Nothing needs a person.',
+      },
+      [
+        {
+          name: 'Problem',
+          label: 'problem',
+          expr: PROBLEMS,
+          width: 210,
+          cell: COLOURED,
+          mappings: [
+            words({
+              needs_login: { text: 'needs a login', color: PURPLE },
+              misconfigured: { text: 'misconfigured', color: ORANGE },
+              pending: { text: 'never logged in', color: GREY },
+              human_needed_soon: { text: 'login needed soon', color: YELLOW },
+              unsaved: { text: 'tokens not saved', color: RED },
+            }),
+          ],
+        },
+        { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
+        {
+          name: 'What to do',
+          label: 'runbook',
+          width: 250,
+          links: [TO_RUNBOOK],
+          mappings: [
+            words({
+              tokenneedslogin: { text: 'Log in, then import' },
+              credentialmisconfigured: { text: 'Correct the configuration' },
+              humanneededsoon: { text: 'Log in before it is too late' },
+              storeunhealthy: { text: 'Make room; do not stop it' },
+            }),
+          ],
+        },
+        {
+          name: 'Token lives',
+          expr: ofProblems(each(TIME_LEFT), ' * NaN'),
+          unit: 'dtdurations',
+          decimals: 1,
+          mappings: [nothing('no token')],
+        },
+        { name: 'Reason', label: 'reason', expr: ofProblems(TROUBLES) },
+        { name: 'Error of the provider', label: 'error' },
+        { name: 'Provider', label: 'provider' },
+        { name: 'Instance', label: 'instance' },
+      ],
+    ),
+  )
+  .withPanel(
+    newest(
+      {
+        title: 'Firing alerts',
+        description:
+          'Alerts that Prometheus fires now, from the rules that come with Perennial. Empty without those rules too.',
+        width: 8,
+        height: 8,
+        sortBy: { column: 'Severity', descending: false },
+        empty: 'No alert fires.',
+        hidden: ['alertstate'],
+      },
+      [
+        {
+          name: 'Alert',
+          label: 'alertname',
+          expr: `max by (alertname, severity, credential, provider, job_name) (ALERTS{alertstate="firing",job=~"$job"})`,
+        },
+        {
+          name: 'Severity',
+          label: 'severity',
+          width: 90,
+          cell: COLOURED,
+          mappings: [words({ critical: { color: RED }, warning: { color: ORANGE }, info: { color: SKY } })],
+        },
+        { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
+        { name: 'Provider', label: 'provider' },
+        { name: 'Job', label: 'job_name' },
+      ],
+    ),
+  )
+  .withPanel(
+    newest(
+      {
+        title: 'Time left, most endangered first',
+        description:
+          'Every credential. "Against its threshold" compares the time left with the alert threshold of that very token: a full bar is a new token, an orange one has less left than its threshold. "Next attempt" is when Perennial tries again by itself; without one it waits for a person.',
+        width: 24,
+        height: 11,
+        sortBy: { column: 'Against its threshold', descending: false },
+      },
+      [
+        { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
+        {
+          name: 'State',
+          label: 'state',
+          expr: CURRENT_STATE,
+          width: 130,
+          cell: COLOURED,
+          mappings: [STATE_NAMES],
+        },
+        {
+          name: 'Time left',
+          expr: ofAll(each(TIME_LEFT), ' * NaN'),
+          unit: 'dtdurations',
+          decimals: 1,
+          mappings: [nothing('no token')],
+        },
+        {
+          name: 'Against its threshold',
+          // -1 is no token; an expired one stays above, so that it does not look like that.
+          expr: ofAll(`clamp_min((${each(TIME_LEFT)}) / ${each(THRESHOLD)}, -0.9)`, ' * 0 - 1'),
+          unit: 'percentunit',
+          width: 220,
+          cell: BAR,
+          min: 0,
+          max: 4,
+          steps: [[null, RED], [0, ORANGE], [1, GREEN]],
+          mappings: [
+            words({ '-1': { text: 'no token', color: GREY } }),
+            range(null, 0, 'expired', RED),
+            range(0, 1, 'in danger', ORANGE),
+            range(1, null, 'enough', GREEN),
+          ],
+        },
+        { name: 'Threshold', expr: ofAll(each(THRESHOLD), ' * NaN'), unit: 'dtdurations', decimals: 1, mappings: [nothing('–')] },
+        {
+          name: 'Next attempt in',
+          expr: ofAll(each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), ' * NaN'),
+          unit: 'dtdurations',
+          decimals: 1,
+          mappings: [nothing('waits for a person')],
+        },
+        {
+          name: 'Attempts left',
+          expr: ofAll(each(ofCredential('refresh_attempts_left')), ' * NaN'),
+          unit: 'short',
+          width: 105,
+          mappings: [words({ '100': { text: 'plenty' } }), nothing('–')],
+        },
+        {
+          name: 'Failures',
+          expr: ofAll(
+            `sum by (${EACH}) (increase(${ofCredential('refresh_failures_total')}[$__range]))`,
+            ' * NaN',
+          ),
+          unit: 'short',
+          decimals: 0,
+          width: 85,
+          mappings: [nothing('–')],
+        },
+        { name: 'Last failure', label: 'reason', expr: ofAll(TROUBLES) },
+        { name: 'Error of the provider', label: 'error' },
+        { name: 'Version', expr: ofAll(each(latest(ofCredential('token_version'))), ' * NaN'), unit: 'none', width: 80 },
+        { name: 'Provider', label: 'provider' },
+        { name: 'Instance', label: 'instance' },
+      ],
+    ),
+  )
+  .withRow(row('What comes'))
+  .withPanel(
+    newest(
+      {
+        title: 'When a person is needed next',
+        description:
+          'Credentials for which only a new login will help from a known time on: the refresh token ends and cannot be renewed. Only where the provider tells. The alert comes at the threshold.',
+        width: 12,
+        height: 8,
+        sortBy: { column: 'In', descending: false },
+        empty: 'No provider tells of an end.',
+      },
+      [
+        { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
+        { name: 'In', expr: each(HUMAN_TIME_LEFT), unit: 'dtdurations', decimals: 1 },
+        {
+          name: 'At',
+          expr: `${each(latest(ofCredential('human_needed_by_timestamp_seconds')))} * 1000`,
+          unit: 'dateTimeAsIso',
+        },
+        {
+          name: 'Against its threshold',
+          expr: `(${each(HUMAN_TIME_LEFT)}) / ${each(latest(ofCredential('human_needed_alert_threshold_seconds')))}`,
+          unit: 'percentunit',
+          cell: BAR,
+          min: 0,
+          max: 4,
+          steps: [[null, RED], [0, ORANGE], [1, GREEN]],
+          mappings: [range(null, 0, 'too late', RED), range(0, 1, 'act now', ORANGE), range(1, null, 'enough', GREEN)],
+        },
+        { name: 'Provider', label: 'provider' },
+        { name: 'Instance', label: 'instance' },
+      ],
+    ),
+  )
+  .withPanel(
+    newest(
+      {
+        title: 'Providers',
+        description:
+          'How each provider answers: whether it is left alone for now, failures in a row over all its credentials, and over the time shown the share of refreshes that succeeded and how long 95 of 100 took at most.',
+        width: 12,
+        height: 8,
+        sortBy: { column: 'Failures in a row', descending: true },
+      },
+      [
+        { name: 'Provider', label: 'provider' },
+        {
+          name: 'Now',
+          expr: each(latest(ofProvider('perennial_provider_paused')), 'instance, provider'),
+          width: 120,
+          cell: COLOURED,
+          mappings: [words({ '0': { text: 'in use', color: GREEN }, '1': { text: 'paused', color: RED } })],
+        },
+        {
+          name: 'Failures in a row',
+          expr: each(latest(ofProvider('perennial_provider_consecutive_failures')), 'instance, provider'),
+          unit: 'short',
+          width: 130,
+        },
+        {
+          name: 'Succeeded',
+          expr: succeeded('$__range', ' by (instance, provider) '),
+          unit: 'percentunit',
+          decimals: 1,
+          mappings: [nothing('no refresh')],
+        },
+        {
+          name: 'Slowest 5 % take',
+          expr: `histogram_quantile(0.95, sum by (le, instance, provider) (increase(${ofProvider('refresh_duration_seconds_bucket')}[$__range])))`,
+          unit: 's',
+          mappings: [nothing('no refresh')],
+        },
+        { name: 'Instance', label: 'instance' },
+      ],
+    ),
+  )
+  .withRow(row('Refreshes'))
+  .withPanel(
+    colouredOutcomes(
+      bars(
+        {
+          title: 'Refreshes by outcome',
+          description:
+            'How many refreshes ended in each step of time, and how: success, or the reason of the failure. Single failures are tried again and need nobody.',
+          width: 12,
+          height: 9,
+          unit: 'short',
+        },
+        [
+          { expr: `sum(increase(${ofCredential('refresh_success_total')}[$__rate_interval]))`, legend: 'success' },
+          {
+            expr: `sum by (reason) (increase(${ofCredential('refresh_failures_total')}[$__rate_interval])) > 0`,
+            legend: '{{reason}}',
+          },
+        ],
+      ),
+    ),
+  )
+  .withPanel(
+    durations(
+      {
+        title: 'How long refreshes take',
+        description:
+          'From the start of a refresh until the new tokens are on the disk, or until it failed. The brighter, the more refreshes took that long. All credentials of the chosen providers.',
+        width: 12,
+        height: 9,
+      },
+      `sum by (le) (increase(${ofProvider('refresh_duration_seconds_bucket')}[$__rate_interval]))`,
+    ),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        title: 'Error budget left, 30 days',
+        description:
+          'The aim is that 99 of 100 refreshes succeed, over 30 days. 100 % is left when none failed; below 0 more failed than the aim allows. By provider: the choice of a credential does not change it.',
+        width: 6,
+        height: 5,
+        unit: 'percentunit',
+        steps: [[null, RED], [0, ORANGE], [0.25, GREEN]],
+      },
+      [{ expr: `(${succeeded('30d')} - 0.99) / 0.01`, legend: 'left' }],
+    ).decimals(0),
+  )
+  .withPanel(
+    bigNumber(
+      {
+        title: 'Refreshes that succeeded',
+        description: 'The share of refreshes that succeeded in the time shown. The aim is 99 %.',
+        width: 6,
+        height: 5,
+        unit: 'percentunit',
+        steps: [[null, RED], [0.95, ORANGE], [0.99, GREEN]],
+      },
+      [{ expr: succeeded('$__range'), legend: 'succeeded' }],
+    ).decimals(1),
+  )
+  .withPanel(
+    newest(
+      {
+        title: 'Sinks that do not get their token',
+        description:
+          'Places to which the newest access token could not be delivered. The refresh itself succeeded; the delivery is tried again. Programs that read the token there still have the old one.',
+        width: 12,
+        height: 5,
+        empty: 'Every sink has the newest token.',
+      },
+      [
+        { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
+        { name: 'Sink', label: 'sink' },
+        {
+          name: 'Failures in a row',
+          expr: `${each(latest(ofCredential('perennial_sink_consecutive_failures')), `${EACH}, sink`)} > 0`,
+          unit: 'short',
+        },
+        { name: 'Provider', label: 'provider' },
+        { name: 'Instance', label: 'instance' },
+      ],
+    ),
+  );

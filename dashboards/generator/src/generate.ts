@@ -1,0 +1,46 @@
+// Writes Perennial's Grafana dashboards into the folder that it is given.
+//
+// To change a dashboard, change its file beside this one, run `make dashboards`, and commit the JSON with
+// it: that is what Perennial carries and Grafana reads. `fleet.ts`, `credential.ts`, `jobs.ts` and
+// `runtime.ts` each describe one dashboard from top to bottom; `shared.ts` has the variables, the colours and
+// one maker for each kind of panel. A new panel needs a title, a description for somebody who is
+// woken at night, a unit, and a size: a row is 24 wide. Select series by `host`, `ofProvider` or
+// `ofCredential`, so that the variables at the top of the dashboard hold for it.
+//
+// `cargo test --test main dashboards` then checks that the JSON is what this writes, that Grafana's
+// types and the rules of its dashboard linter hold, and that every expression finds data in a
+// Prometheus that scrapes the demo. A panel that is empty as long as all is well is listed there.
+
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { Dashboard, Panel, RowPanel } from '@grafana/grafana-foundation-sdk/dashboard';
+
+import { credential } from './credential';
+import { fleet } from './fleet';
+import { jobs } from './jobs';
+import { runtime } from './runtime';
+
+const isRow = (panel: Panel | RowPanel): panel is RowPanel => panel.type === 'row';
+
+/** Numbers the panels by their place, rows and what is folded into them included. */
+function finished(dashboard: Dashboard): Dashboard {
+  const panels = (dashboard.panels ?? []).flatMap((panel) => (isRow(panel) ? [panel, ...panel.panels] : [panel]));
+  panels.forEach((panel, index) => {
+    panel.id = index + 1;
+    if (!isRow(panel) && panel.type === 'table') {
+      // The SDK still writes an option that Grafana has given up.
+      delete panel.options.footer;
+    }
+  });
+  return dashboard;
+}
+
+const folder = process.argv[2];
+if (folder === undefined) {
+  throw new Error('say where to write the dashboards: node build/generate.js FOLDER');
+}
+for (const [name, builder] of Object.entries({ fleet, credential, jobs, runtime })) {
+  const text = JSON.stringify(finished(builder.build()), null, 2);
+  writeFileSync(join(folder, `${name}.json`), `${text}\n`);
+}
