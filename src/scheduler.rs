@@ -230,6 +230,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_next_is_overdue_until_it_is_dealt_with() {
+        let scheduler = Scheduler::start().await.unwrap();
+        assert_eq!(
+            scheduler.next_firing(&every_second()),
+            None,
+            "nobody follows it"
+        );
+        let seen = Seen::default();
+        scheduler.add(every_second(), seen.on_tick()).await.unwrap();
+        seen.wait_for(1).await;
+        let next = scheduler.next_firing(&every_second()).unwrap();
+        assert!(next > seen.firings()[0].scheduled_at);
+        // Nobody polls while this thread sleeps.
+        std::thread::sleep(Duration::from_secs(2));
+        let overdue = scheduler.next_firing(&every_second()).unwrap();
+        assert!(overdue < Utc::now(), "{overdue}");
+        seen.wait_for(1).await;
+        assert!(scheduler.next_firing(&every_second()).unwrap() > overdue);
+        scheduler.stop().await;
+    }
+
+    #[tokio::test]
     async fn removing_stops_one_subscription_and_not_its_neighbour() {
         let scheduler = Scheduler::start().await.unwrap();
         let (removed, stays) = (Seen::default(), Seen::default());

@@ -96,6 +96,7 @@ fn a_disk_that_fails_spends_nothing(fault: &str, said: &str, fail: Do, mend: Do)
         // It is asked at most every two seconds.
         if attempt == 0 {
             wait_until_ready_says(&service, 503, said);
+            assert_eq!(gauge(&service, "perennial_store_writable"), 0.0);
         }
         assert_eq!(server.summary(), before, "failure {attempt}");
         let labels = "credential=\"credential-00\",provider=\"acme\",reason=\"store\"";
@@ -120,7 +121,8 @@ fn a_disk_that_fails_spends_nothing(fault: &str, said: &str, fail: Do, mend: Do)
         tries: TRIES,
         lost: summary.grants_revoked,
         seen: "Nothing is sent. `/readyz` is 503 and says why, `refresh_failures_total` counts \
-            reason `store`, and it is tried again until the disk can be written.",
+            reason `store`, `perennial_store_writable` is 0, and it is tried again until the disk can \
+            be written.",
     }
     .record();
 }
@@ -161,10 +163,16 @@ fn a_disk_that_fails_loses_no_answer(fault: &str, said: &str, fail: Do, mend: Do
             .values()
             .filter(|version| **version == 2.0 + attempt as f64);
         assert_eq!(new.count(), 0, "nothing is published before it is durable");
+        let unsaved = gauge(&service, "perennial_store_unsaved_credentials");
+        assert_eq!(unsaved, COUNT as f64);
+        let errors = samples(&service.metrics(), "perennial_store_errors_total");
+        assert!(errors["operation=\"save\""] >= COUNT as f64, "{errors:?}");
 
         mend(&place.disk, &mut service);
         wait_for_version(&service, COUNT, 2 + attempt as u32);
         wait_until_ready_says(&service, 200, "ready");
+        assert_eq!(gauge(&service, "perennial_store_writable"), 1.0);
+        assert_eq!(gauge(&service, "perennial_store_unsaved_credentials"), 0.0);
         for told in asked {
             assert_eq!(told.wait_for_exit(PATIENCE).code(), Some(0));
         }
@@ -182,7 +190,7 @@ fn a_disk_that_fails_loses_no_answer(fault: &str, said: &str, fail: Do, mend: Do
         lost: 0,
         seen: "`/readyz` is 503 and says why. The new tokens are kept in memory, not published, \
             and saved as soon as the disk can be written; until then the log says `new tokens are not \
-            saved yet`. Nothing is sent again.",
+            saved yet` and `perennial_store_unsaved_credentials` counts them. Nothing is sent again.",
     }
     .record();
 }
@@ -770,4 +778,9 @@ fn wait_until_ready_says(service: &Service, status: u16, words: &str) {
             .then_some(())
             .ok_or(format!("{answer:?}"))
     });
+}
+
+/// A gauge without labels.
+fn gauge(service: &Service, name: &str) -> f64 {
+    samples(&service.metrics(), name)[""]
 }

@@ -903,10 +903,11 @@ pub fn cut(sha256: Option<&str>) -> String {
 /// The samples of one metric, by their labels.
 pub fn samples(metrics: &str, name: &str) -> BTreeMap<String, f64> {
     let of = |line: &str| {
-        let (labels, value) = line
-            .strip_prefix(name)?
-            .strip_prefix('{')?
-            .split_once("} ")?;
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = match rest.strip_prefix('{') {
+            Some(labelled) => labelled.split_once("} ")?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
         Some((labels.to_owned(), value.parse().ok()?))
     };
     metrics.lines().filter_map(of).collect()

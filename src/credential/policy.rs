@@ -412,6 +412,45 @@ mod tests {
     }
 
     #[test]
+    fn a_person_is_warned_a_week_ahead_or_in_the_last_quarter_of_a_login() {
+        let threshold = |days: i64| {
+            let mut credential = credential(3_600);
+            let (tokens, _) = credential.tokens.as_mut().unwrap();
+            let details = &mut Arc::make_mut(tokens).details;
+            details.refresh_token_end_since = Some(details.issued_at);
+            details.refresh_token_expires_at = Some(details.issued_at + TimeDelta::days(days));
+            credential.human_alert_threshold().unwrap()
+        };
+        assert_eq!(threshold(100), TimeDelta::days(7));
+        assert_eq!(threshold(28), TimeDelta::days(7));
+        assert_eq!(threshold(1), TimeDelta::hours(6));
+        assert_eq!(
+            credential(3_600).human_alert_threshold(),
+            None,
+            "no end is known"
+        );
+    }
+
+    #[test]
+    fn an_overdue_refresh_lies_in_the_past() {
+        let (credential, rules) = (credential(3_600), Rules::default());
+        for age in [0, 3_000, 5_000] {
+            let now = moment(age);
+            let due = credential.due_at(&name(), &rules, now).unwrap();
+            let mandatory = credential.mandatory_at(&rules, now).unwrap();
+            assert!(
+                due > moment(2_200).wall && due <= moment(2_400).wall,
+                "{due}"
+            );
+            assert_eq!(mandatory, moment(3_600 - 360).wall);
+        }
+        assert_eq!(
+            Credential::pending().due_at(&name(), &rules, moment(0)),
+            None
+        );
+    }
+
+    #[test]
     fn a_day_long_token_has_the_points_that_its_users_expect() {
         let life = Life::of(&details(86_400), &Rules::default());
         assert_eq!(life.due(0.0), TimeDelta::hours(16));

@@ -171,6 +171,26 @@ mod tests {
     }
 
     #[test]
+    fn it_is_open_until_the_provider_answers() {
+        let mut breaker = Breaker::default();
+        (0..4).for_each(|_| breaker.report(at(0), TROUBLE));
+        assert!(!breaker.is_open(at(0)));
+        breaker.report(at(0), TROUBLE);
+        // Also between two requests that try it.
+        for second in [1, 9, 10, 1_000] {
+            assert!(breaker.is_open(at(second)), "{second}");
+        }
+        assert_eq!(breaker.failures(), 5);
+        assert_eq!(breaker.admit(at(1_000)), Ok(()));
+        assert!(breaker.is_open(at(1_000)));
+        breaker.report(at(1_001), Heard::Answer);
+        assert!(!breaker.is_open(at(1_001)));
+        let retry_after = Some(Duration::from_secs(120));
+        breaker.report(at(2_000), Heard::Trouble { retry_after });
+        assert!(breaker.is_open(at(2_119)) && !breaker.is_open(at(2_120)));
+    }
+
+    #[test]
     fn a_named_time_is_kept() {
         let mut breaker = Breaker::default();
         let retry_after = Some(Duration::from_secs(120));

@@ -89,6 +89,29 @@ async fn allow_runs_beside_a_run_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_oldest_attempt_under_way_is_known() {
+    let host = Host::new(Gated::default(), |job| job.overlap = Overlap::Allow);
+    let age = || {
+        let now = host.clock.now();
+        let since = host.hosted.state().running_since(now)?;
+        Some(since.age(now).num_seconds())
+    };
+    assert_eq!(age(), None);
+    host.tick(0);
+    host.settle().await;
+    sleep(Duration::from_secs(90)).await;
+    host.tick(0);
+    host.settle().await;
+    assert_eq!(age(), Some(90));
+    host.job.end(1);
+    host.settle().await;
+    assert_eq!(age(), Some(0));
+    host.job.end(1);
+    host.settle().await;
+    assert_eq!(age(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_person_need_not_wait() {
     let host = Host::new(Gated::default(), |job| job.overlap = Overlap::Skip);
     host.tick(0);
