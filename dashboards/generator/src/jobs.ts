@@ -34,8 +34,8 @@ const INFO = each(latest(ofJob('perennial_job_info')), `${EACH_JOB}, kind, sched
 /** Completes a query to all jobs. */
 const ofAll = (expr: string, otherwise = ' * NaN') => `${expr} or on (${EACH_JOB}) ${eachJob(INFO)}${otherwise}`;
 
-/** A firing comes at most half a second late by itself; the scheduler gets a minute. */
-const OVERDUE = `${until(latest(ofJob('perennial_job_next_run_timestamp_seconds')))} < bool -60`;
+/** As in the alert JobOverdue. A firing comes at most half a second late by itself. */
+const OVERDUE = `(${until(latest(ofJob('perennial_job_next_run_timestamp_seconds')))} < bool -60) * (${latest(ofJob('perennial_job_paused'))} == bool 0)`;
 /** 0 for each job: one without a schedule is not overdue, and one that does not run is not stuck. */
 const NONE = `${latest(ofJob('perennial_job_running'))} * 0`;
 const RUNNING_FOR = `time() - ${ofJob('perennial_job_running_since_timestamp_seconds')}`;
@@ -74,12 +74,12 @@ export const jobs = perennialDashboard({
   .withPanel(
     bigNumber(
       {
-        ...statPlace('Stuck', 'Jobs with a run that has taken longer than the time limit of the job. See JobStuck in the runbook.'),
+        ...statPlace('Stuck', 'Jobs with a run that has taken two minutes longer than the time limit of the job. See JobStuck in the runbook.'),
         steps: TROUBLE,
       },
       [
         {
-          expr: `sum((${RUNNING_FOR} > bool ${TIMEOUT}) or ${NONE})`,
+          expr: `sum((${RUNNING_FOR} > bool ${TIMEOUT} + 120) or ${NONE})`,
           legend: 'stuck',
         },
       ],
