@@ -25,6 +25,9 @@ check: ## format, lints, documentation, licences; all warnings are errors
 dashboards: test-parts ## write the Grafana dashboards anew, after a change in dashboards/generator
 	npm --prefix dashboards/generator run --silent generate
 
+metrics: test-parts ## write docs/metrics.md from a real /metrics, the alerts and the dashboards
+	METRICS=write cargo nextest run --locked metrics::
+
 faults: test-parts ## cause every fault and write what it cost into docs/faults.md
 	FAULTS=write cargo nextest run --locked
 

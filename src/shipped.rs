@@ -28,8 +28,8 @@ pub const ALERTS: [Shipped; 5] = [
     ("RUNBOOK.md", RUNBOOK),
 ];
 
-/// Grafana's dashboards.
-pub const DASHBOARDS: [Shipped; 4] = [
+/// Grafana's dashboards, and how it is told of them.
+pub const DASHBOARDS: [Shipped; 6] = [
     ("fleet.json", include_str!("../dashboards/fleet.json")),
     (
         "credential.json",
@@ -37,4 +37,12 @@ pub const DASHBOARDS: [Shipped; 4] = [
     ),
     ("jobs.json", include_str!("../dashboards/jobs.json")),
     ("runtime.json", include_str!("../dashboards/runtime.json")),
+    (
+        "provisioning/datasources/perennial.yml",
+        include_str!("../dashboards/provisioning/datasources/perennial.yml"),
+    ),
+    (
+        "provisioning/dashboards/perennial.yml",
+        include_str!("../dashboards/provisioning/dashboards/perennial.yml"),
+    ),
 ];

@@ -12,6 +12,7 @@ mod hostile_servers;
 mod keeps_alive;
 mod leaks;
 mod many_at_once;
+mod metrics;
 mod observability;
 mod refresh_path;
 mod soak;
