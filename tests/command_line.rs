@@ -393,3 +393,94 @@ fn url_address(url: &str) -> &str {
         .next()
         .expect("split gives one part at least")
 }
+
+#[test]
+fn what_is_shipped_is_written_once_and_never_over_something_else() {
+    let perennial = Perennial::without_config();
+    for (command, some_file) in [("dashboards", "fleet.json"), ("alerts", "RUNBOOK.md")] {
+        let out = format!("shipped/{command}");
+        let write = |more: &[&str]| perennial.run(&[&[command, "--out", &out][..], more].concat());
+        let first = write(&[]);
+        assert_eq!(first.code(), Some(0), "{first:?}");
+        let names: Vec<&str> = first.stdout.lines().collect();
+        assert!(
+            names.contains(&format!("{out}/{some_file}").as_str()),
+            "{names:?}"
+        );
+        for name in &names {
+            let path = name.strip_prefix("shipped/").expect("where it was told to");
+            let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let shipped = std::fs::read(&shipped).expect("a file of the repository");
+            let written = std::fs::read(perennial.folder().join(name)).expect("as it says");
+            assert!(shipped == written, "{name}");
+        }
+        assert_eq!(write(&[]).code(), Some(0), "the same again does no harm");
+
+        let changed = perennial.write(&format!("{out}/{some_file}"), "mine");
+        let mut others = names.iter().map(|name| perennial.folder().join(name));
+        let gone = others
+            .find(|path| *path != changed)
+            .expect("there are several");
+        std::fs::remove_file(&gone).expect("it was written");
+        let refused = write(&[]);
+        assert_eq!(refused.code(), Some(1), "{refused:?}");
+        assert!(!gone.exists(), "all or nothing");
+        assert!(
+            refused.stderr.contains("nothing was written: add --force"),
+            "{refused:?}"
+        );
+        assert_eq!(std::fs::read_to_string(&changed).expect("it stays"), "mine");
+        assert_eq!(write(&["--force"]).code(), Some(0));
+        assert_ne!(
+            std::fs::read_to_string(&changed).expect("it is there"),
+            "mine"
+        );
+    }
+}
+
+#[test]
+fn every_alert_leads_to_its_section_of_the_runbook() {
+    let perennial = Perennial::with_config(UNREACHABLE);
+    let service = perennial.serve();
+    let page = service.get("/runbook");
+    assert_eq!(page.status, 200);
+    let links = |rules: &str, base: &str| -> Vec<String> {
+        let links = rules
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("runbook_url: "));
+        let anchors = links.map(|link| {
+            let anchor = link
+                .strip_prefix(base)
+                .and_then(|rest| rest.strip_prefix('#'));
+            anchor
+                .unwrap_or_else(|| panic!("{link} is not below {base}"))
+                .to_owned()
+        });
+        anchors.collect()
+    };
+    let written = perennial.run(&["alerts", "--out", "alerts"]);
+    assert_eq!(written.code(), Some(0), "{written:?}");
+    let rules = || {
+        let path = perennial.folder().join("alerts/perennial.rules.yml");
+        std::fs::read_to_string(path).expect("just written")
+    };
+    let anchors = links(&rules(), "http://localhost:9464/runbook");
+    assert!(anchors.len() >= 19, "{anchors:?}");
+    for anchor in &anchors {
+        let id = format!("id=\"{anchor}\"");
+        assert!(page.body.contains(&id), "{id}");
+    }
+
+    let elsewhere = "https://wiki.example/perennial";
+    let again = [
+        "alerts",
+        "--out",
+        "alerts",
+        "--force",
+        "--runbook-url",
+        elsewhere,
+    ];
+    let written = perennial.run(&again);
+    assert_eq!(written.code(), Some(0), "{written:?}");
+    assert_eq!(links(&rules(), elsewhere), anchors);
+}
