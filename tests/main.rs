@@ -7,6 +7,7 @@ mod change_of_provider;
 mod clocks;
 mod command_line;
 mod crashes;
+mod dashboards;
 mod disks;
 mod hostile_servers;
 mod keeps_alive;

@@ -190,7 +190,7 @@ export const credential = perennialDashboard({
   .withPanel(
     lines(
       {
-        title: 'Time left',
+        title: 'Time left, over time',
         description:
           'The access token grows older until a refresh replaces it: a saw-tooth. It should turn at the "due" line. Below "alert threshold" it is in danger; below "mandatory" readers wait for the refresh; at 0 it has expired. Click a line for its traces.',
         width: 24,

@@ -23,16 +23,23 @@ import { runtime } from './runtime';
 
 const isRow = (panel: Panel | RowPanel): panel is RowPanel => panel.type === 'row';
 
-/** Numbers the panels by their place, rows and what is folded into them included. */
+/**
+ * Numbers the panels by their place, rows and what is folded into them included, and takes out what the SDK
+ * writes though nobody asked for it and Grafana's schema does not know it.
+ */
 function finished(dashboard: Dashboard): Dashboard {
   const panels = (dashboard.panels ?? []).flatMap((panel) => (isRow(panel) ? [panel, ...panel.panels] : [panel]));
   panels.forEach((panel, index) => {
     panel.id = index + 1;
     if (!isRow(panel) && panel.type === 'table') {
-      // The SDK still writes an option that Grafana has given up.
       delete panel.options.footer;
     }
   });
+  for (const variable of dashboard.templating.list ?? []) {
+    delete variable.auto;
+    delete variable.auto_min;
+    delete variable.auto_count;
+  }
   return dashboard;
 }
 
