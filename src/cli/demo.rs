@@ -6,29 +6,42 @@ use std::{net::SocketAddr, path::Path};
 use anyhow::anyhow;
 use base64::Engine;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::{Failure, serve};
 use crate::{
     app::App,
-    config::{self, Config, Input},
+    config::{self, Config, Input, Server},
     demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
     http::listener::BindError,
     plugins,
 };
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(super) struct Args {
-    /// Where to serve /metrics and the status page
-    #[arg(long, default_value = "127.0.0.1:9464")]
-    listen: SocketAddr,
+    /// Where to serve /metrics and the status page [default: 127.0.0.1:9464]
+    #[arg(long)]
+    listen: Option<SocketAddr>,
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+/// The demo in place of a service for which nothing is configured.
+pub(super) async fn run_unasked(server: Server) -> Result<(), Failure> {
+    let environment = config::environment().map_err(Failure::Configuration)?;
+    info!(
+        file = config::default_file(&environment),
+        "nothing is configured, so this is the demo; for tokens of your own write that file (\"perennial config\" prints one with every key explained), or set YOTO_CLIENT_ID"
+    );
+    run(Args::default(), server).await
+}
+
+/// `settings` say how to serve, where the arguments do not.
+pub(super) async fn run(args: Args, mut settings: Server) -> Result<(), Failure> {
+    settings.listen = args.listen.unwrap_or(settings.listen);
     let mut signals = serve::Signals::new()?;
     let folder = Folder::new()?;
     let stop = CancellationToken::new();
     let server = AuthorizationServer::start(Behaviour::default(), stop.clone()).await?;
-    let config = configuration(&args, &server, &folder.0)?;
+    let config = configuration(settings, &server, &folder.0)?;
     let app = App::open(&config).await?;
     for name in ["living-room", "kitchen"] {
         let member = app
@@ -50,7 +63,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             error
         }
     })?;
-    let address = running.address;
+    let address = super::from_here(running.address);
     super::print(&format!(
         "\nThree credentials are kept alive against a small authorization server on this machine.\n\
          Their tokens live for a minute and are refreshed after about 40 seconds. The server\n\
@@ -67,20 +80,17 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 
 /// What a user would write, so that the demo goes the way of every configuration.
 fn configuration(
-    args: &Args,
+    settings: Server,
     server: &AuthorizationServer,
     folder: &Path,
 ) -> anyhow::Result<Config> {
-    let (listen, token_url, folder) = (args.listen, server.token_url(), folder.display());
+    let (token_url, folder) = (server.token_url(), folder.display());
     // In memory alone: a key file beside the database would be worth a warning.
     let mut key = [0; 32];
     getrandom::fill(&mut key)?;
     let key = base64::prelude::BASE64_STANDARD.encode(key);
     let text = format!(
         r#"
-        [server]
-        listen = "{listen}"
-
         [store]
         url = "sqlite:{folder}/demo.db"
         key = "{key}"
@@ -117,8 +127,12 @@ fn configuration(
         env: &environment,
         read: &read,
     };
-    let loaded = config::resolve(&input, &plugins::kinds());
-    Ok(loaded.map_err(|errors| anyhow!("{errors}"))?.config)
+    let loaded =
+        config::resolve(&input, &plugins::kinds()).map_err(|errors| anyhow!("{errors}"))?;
+    Ok(Config {
+        server: settings,
+        ..loaded.config
+    })
 }
 
 /// A folder that only we can read, and that goes when the demo does.
