@@ -1,6 +1,6 @@
 # What people do here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help test test-parts check dashboards faults soak bench demo
+.PHONY: help test test-parts check dashboards metrics faults soak stack bench demo
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -12,7 +12,7 @@ test: test-parts ## run every test (installs the real parts that they start)
 		cargo test --locked; \
 	fi
 
-test-parts: ## install what the tests start: Prometheus, an authorization server, an OTLP receiver
+test-parts: ## install what the tests start: Prometheus, an authorization server, an OTLP receiver, Docker Compose
 	@tests/support/install
 
 check: ## format, lints, documentation, licences; all warnings are errors
@@ -33,6 +33,9 @@ faults: test-parts ## cause every fault and write what it cost into docs/faults.
 
 soak: test-parts ## keep 500 tokens alive while everything goes wrong (SOAK_MINUTES=5, SOAK_SEED=any)
 	cargo test --locked --test main -- --ignored --exact soak::soak --nocapture
+
+stack: ## build the image and start docker-compose.yml on a Docker engine of its own (as root)
+	tests/stack/run
 
 bench: ## run the benchmarks (release build)
 	cargo bench --locked

@@ -3,6 +3,7 @@
 mod check;
 mod control;
 mod demo;
+mod health;
 mod import;
 mod refresh;
 mod serve;
@@ -11,6 +12,7 @@ mod status;
 
 use std::{
     io::{ErrorKind, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -20,7 +22,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::{self, Config, Loaded},
+    config::{self, Config, Found, Loaded, Server},
     name::Name,
     plugins,
     refresh::ImportError,
@@ -32,7 +34,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "perennial", version = crate::VERSION, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// The configuration [default: perennial.toml, if there is one]
+    /// The configuration [default: PERENNIAL_CONFIG or else perennial.toml, if there is such a file]
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -50,9 +52,15 @@ const EXIT_CODES: &str = "Exit codes:
 #[derive(Subcommand)]
 enum Command {
     /// Keep the configured credentials alive until stopped by SIGTERM or Ctrl-C
-    Serve,
+    Serve {
+        /// Run the demo when nothing at all is configured
+        #[arg(long)]
+        or_demo: bool,
+    },
     /// Keep three made-up credentials alive against a built-in authorization server
     Demo(demo::Args),
+    /// Ask the service on this machine whether it works, for the health check of a container
+    Health(health::Args),
     /// Check the configuration, and show when each job will run
     Check,
     /// Put a refresh token that you have into the store
@@ -139,11 +147,18 @@ fn start(cli: Cli) -> Result<(), Failure> {
 }
 
 async fn command(cli: Cli) -> Result<(), Failure> {
-    let load =
-        || config::load(cli.config.as_deref(), &plugins::kinds()).map_err(Failure::Configuration);
+    let file = cli.config.as_deref();
+    let load = || config::load(file, &plugins::kinds()).map_err(Failure::Configuration);
+    let load_or_nothing =
+        || config::load_or_nothing(file, &plugins::kinds()).map_err(Failure::Configuration);
     match cli.command {
-        Command::Serve => serve::run(loaded(load()?)).await,
-        Command::Demo(args) => demo::run(args).await,
+        Command::Serve { or_demo: false } => serve::run(loaded(load()?)).await,
+        Command::Serve { or_demo: true } => match load_or_nothing()? {
+            Found::Configuration(found) => serve::run(loaded(*found)).await,
+            Found::Nothing(server) => demo::run_unasked(server).await,
+        },
+        Command::Demo(args) => demo::run(args, Server::default()).await,
+        Command::Health(args) => health::run(args, load_or_nothing).await,
         Command::Check => check::run(&load()?),
         Command::Import(args) => import::run(args, &loaded(load()?)).await,
         Command::Status(args) => status::run(args, &loaded(load()?)).await,
@@ -184,6 +199,16 @@ fn loaded(loaded: Loaded) -> Config {
         tracing::warn!("{warning}");
     }
     loaded.config
+}
+
+/// Where a service that listens on this address is reached from its own machine.
+fn from_here(listen: SocketAddr) -> SocketAddr {
+    let host = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(host, listen.port())
 }
 
 /// The credential of that name, or which ones there are.

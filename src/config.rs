@@ -36,7 +36,7 @@ use crate::secret::Secret;
 
 pub use environment::{Environment, environment};
 pub use example::example;
-pub use load::{FILE, Input, Loaded, load, resolve};
+pub use load::{Found, Input, Loaded, default_file, load, load_or_nothing, resolve};
 pub use problem::{Errors, Origin, Problem};
 
 /// Everything that Perennial reads at start.

@@ -386,6 +386,104 @@ fn the_demo_refreshes_within_seconds_and_leaves_nothing() {
     assert_eq!(left, 0, "nothing is left behind");
 }
 
+#[test]
+fn with_nothing_configured_serve_runs_the_demo_where_it_was_asked_to() {
+    let mut perennial = Perennial::without_config();
+    let file = perennial.folder().join("no-such-folder/perennial.toml");
+    perennial.set_env("PERENNIAL_CONFIG", file.to_str().expect("text"));
+    perennial.set_env("PERENNIAL_SERVER__LISTEN", "127.0.0.1:0");
+    let mut demo = perennial.start(&["serve", "--or-demo"]);
+    let line = demo.wait_for_line("what to do for tokens of one's own", PATIENCE, |line| {
+        line.contains("nothing is configured, so this is the demo")
+    });
+    assert!(line.contains(file.to_str().expect("text")), "{line}");
+    let line = demo.wait_for_line("where the metrics are", PATIENCE, |line| {
+        line.contains("/metrics ")
+    });
+    let url = line.split_whitespace().next().expect("it begins with it");
+    assert_ne!(url, "http://127.0.0.1:9464/metrics");
+
+    perennial.set_env("PERENNIAL_SERVER__LISTEN", url_address(url));
+    let health = perennial.run(&["health"]);
+    assert_eq!(health.code(), Some(0), "{health:?}");
+    demo.signal(Signal::TERM);
+    assert_eq!(demo.wait_for_exit(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_broken_configuration_is_no_reason_for_the_demo() {
+    let broken = Perennial::with_config("listen = 1\n");
+    let mut misspelled = Perennial::without_config();
+    misspelled.set_env("PERENNIAL_PROVIDRS__ACME__CLIENT_ID", "me");
+    let mut nowhere = Perennial::without_config();
+    nowhere.set_env("PERENNIAL_SERVER__LISTEN", "everywhere");
+    let mut folder = Perennial::without_config();
+    std::fs::create_dir(folder.folder().join("perennial.toml")).expect("a writable folder");
+    folder.set_env("PERENNIAL_SERVER__LISTEN", "127.0.0.1:0");
+    for (perennial, arguments, said) in [
+        (
+            &broken,
+            &["serve", "--or-demo"][..],
+            "perennial.toml:1: listen: unknown key",
+        ),
+        (&misspelled, &["serve", "--or-demo"], "unknown variable"),
+        (&nowhere, &["serve", "--or-demo"], "is not an address"),
+        (
+            &folder,
+            &["serve", "--or-demo"],
+            "perennial.toml: cannot be read: Is a directory",
+        ),
+        (
+            &misspelled,
+            &["serve", "--or-demo", "--config", "given.toml"],
+            "given.toml: cannot be read",
+        ),
+    ] {
+        let finished = perennial.run(arguments);
+        assert_eq!(finished.code(), Some(64), "{finished:?}");
+        assert!(finished.stderr.contains(said), "{said}: {finished:?}");
+    }
+}
+
+#[test]
+fn health_is_the_word_of_the_service() {
+    let service = Perennial::with_config(UNREACHABLE);
+    let running = service.serve();
+    let address = running.address();
+    let healthz = running.url("/healthz");
+
+    let mut asking =
+        Perennial::with_config(&UNREACHABLE.replace("127.0.0.1:0", &address.to_string()));
+    let said = |perennial: &Perennial, arguments: &[&str]| {
+        let finished = perennial.run(arguments);
+        (finished.code(), finished.stderr)
+    };
+    let well = (Some(0), String::new());
+    assert_eq!(said(&asking, &["health"]), well);
+    assert_eq!(said(&service, &["health", "--url", &healthz]), well);
+
+    let (code, why) = said(&service, &["health", "--url", &running.url("/nowhere")]);
+    assert_eq!(code, Some(1));
+    assert!(why.ends_with("/nowhere answered 404 Not Found\n"), "{why}");
+    let (code, why) = said(&service, &["health"]);
+    assert_eq!(code, Some(1));
+    assert!(why.contains("any free port; say with --url"), "{why}");
+
+    // As in a container: every address, and a file that somebody is just editing.
+    asking.set_env(
+        "PERENNIAL_SERVER__LISTEN",
+        &format!("0.0.0.0:{}", address.port()),
+    );
+    asking.write("perennial.toml", "[serv");
+    assert_eq!(said(&asking, &["health"]), well);
+
+    assert_eq!(running.stop().code(), Some(0));
+    let (code, why) = said(&asking, &["health"]);
+    assert_eq!(code, Some(1));
+    assert!(why.contains("/healthz does not answer: "), "{why}");
+    assert_eq!(why.lines().count(), 1, "{why}");
+}
+
 /// The host and port of a URL.
 fn url_address(url: &str) -> &str {
     url.trim_start_matches("http://")

@@ -18,5 +18,6 @@ mod observability;
 mod refresh_path;
 mod soak;
 mod sqlite_store;
+mod stack;
 mod store_contract;
 mod support_works;

@@ -8,23 +8,24 @@ use std::{net::SocketAddr, path::Path};
 use anyhow::anyhow;
 use base64::Engine;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use self::trouble::{TROUBLES, Trouble};
 use super::{Failure, serve};
 use crate::{
     app::App,
-    config::{self, Config, Input},
+    config::{self, Config, Input, Server},
     demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
     http::listener::BindError,
     plugins,
     secret::Secret,
 };
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(super) struct Args {
-    /// Where to serve /metrics and the status page
-    #[arg(long, default_value = "127.0.0.1:9464")]
-    listen: SocketAddr,
+    /// Where to serve /metrics and the status page [default: 127.0.0.1:9464]
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Show trouble too: a login that was ended, a refused client, a provider that goes down
     #[arg(long)]
     troubled: bool,
@@ -33,7 +34,19 @@ pub(super) struct Args {
 /// The demo's client at every server.
 const CLIENT: &str = "demo";
 
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+/// The demo in place of a service for which nothing is configured.
+pub(super) async fn run_unasked(server: Server) -> Result<(), Failure> {
+    let environment = config::environment().map_err(Failure::Configuration)?;
+    info!(
+        file = config::default_file(&environment),
+        "nothing is configured, so this is the demo; for tokens of your own write that file (\"perennial config\" prints one with every key explained), or set YOTO_CLIENT_ID"
+    );
+    run(Args::default(), server).await
+}
+
+/// `settings` say how to serve, where the arguments do not.
+pub(super) async fn run(args: Args, mut settings: Server) -> Result<(), Failure> {
+    settings.listen = args.listen.unwrap_or(settings.listen);
     let mut signals = serve::Signals::new()?;
     let folder = Folder::new()?;
     let stop = CancellationToken::new();
@@ -42,7 +55,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         true => Some(Trouble::start(&stop).await?),
         false => None,
     };
-    let config = configuration(args.listen, &server, trouble.as_ref(), &folder.0)?;
+    let config = configuration(settings, &server, trouble.as_ref(), &folder.0)?;
     let app = App::open(&config).await?;
     for name in ["living-room", "kitchen"] {
         log_in(&app, name, server.new_grant(CLIENT)).await?;
@@ -59,7 +72,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             error
         }
     })?;
-    let address = running.address;
+    let address = super::from_here(running.address);
     let troubles = match args.troubled {
         true => TROUBLES,
         false => "",
@@ -92,7 +105,7 @@ async fn log_in(app: &App, name: &str, refresh_token: Secret) -> anyhow::Result<
 
 /// What a user would write, so that the demo goes the way of every configuration.
 fn configuration(
-    listen: SocketAddr,
+    settings: Server,
     server: &AuthorizationServer,
     trouble: Option<&Trouble>,
     folder: &Path,
@@ -104,9 +117,6 @@ fn configuration(
     let key = base64::prelude::BASE64_STANDARD.encode(key);
     let mut text = format!(
         r#"
-        [server]
-        listen = "{listen}"
-
         [store]
         url = "sqlite:{folder}/demo.db"
         key = "{key}"
@@ -144,8 +154,12 @@ fn configuration(
         env: &environment,
         read: &read,
     };
-    let loaded = config::resolve(&input, &plugins::kinds());
-    Ok(loaded.map_err(|errors| anyhow!("{errors}"))?.config)
+    let loaded =
+        config::resolve(&input, &plugins::kinds()).map_err(|errors| anyhow!("{errors}"))?;
+    Ok(Config {
+        server: settings,
+        ..loaded.config
+    })
 }
 
 /// A folder that only we can read, and that goes when the demo does.

@@ -91,6 +91,7 @@ const PREFIX: &str = "PERENNIAL_";
 const OTHERS: &[&str] = &[
     "PERENNIAL_LOG",
     "PERENNIAL_LOG_FORMAT",
+    super::load::FILE_VARIABLE,
     #[cfg(debug_assertions)]
     crate::crash::VARIABLE,
 ];

@@ -10,10 +10,19 @@ use super::environment::{self, Environment};
 use super::problem::{Errors, Origin, Problem, cure, sort};
 use super::rules::{self, Rules};
 use super::shape::{Check, Types};
-use super::{Config, Kinds, yoto};
+use super::{Config, Kinds, Server, yoto};
 
 /// The configuration file that is read from the working directory when none is given.
-pub const FILE: &str = "perennial.toml";
+const FILE: &str = "perennial.toml";
+
+/// The variable that names another one, which need not exist either: an image sets it once, for
+/// all commands.
+pub(super) const FILE_VARIABLE: &str = "PERENNIAL_CONFIG";
+
+/// The configuration file that is read when none is given, if there is one.
+pub fn default_file(env: &Environment) -> &str {
+    env.filled(FILE_VARIABLE).unwrap_or(FILE)
+}
 
 /// The providers known by name.
 const PRESETS: [(&str, &str); 1] = [("yoto", include_str!("../providers/yoto.toml"))];
@@ -29,6 +38,15 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
 }
 
+/// What [`load_or_nothing`] found.
+pub enum Found {
+    /// A configuration.
+    Configuration(Box<Loaded>),
+    /// No file, and no variable that names a provider, a credential or a job. What the
+    /// environment says of the server alone counts all the same.
+    Nothing(Server),
+}
+
 /// All that a configuration is made from, so that [`resolve`] is a function of it.
 pub struct Input<'a> {
     /// The name and the text of the configuration file.
@@ -39,15 +57,39 @@ pub struct Input<'a> {
     pub read: &'a dyn Fn(&Path) -> io::Result<String>,
 }
 
-/// Reads `file`, or [`FILE`] in the working directory if there is one, then `.env` and the
-/// environment. `kinds` are the plugins that the configuration may name.
+/// Reads `file`, or the [`default_file`] if there is one, then `.env` and the environment.
+/// `kinds` are the plugins that the configuration may name.
 ///
 /// # Errors
 /// All of them at once, in the order of the file; only the first where the TOML itself is
 /// broken.
 pub fn load(file: Option<&Path>, kinds: &Kinds) -> Result<Loaded, Errors> {
+    with_input(file, |input| resolve(input, kinds))
+}
+
+/// [`load`] for who can do without a configuration. One that is broken, or a file that was
+/// given and does not exist, is no such case.
+///
+/// # Errors
+/// As [`load`], but for the error that nothing is configured.
+pub fn load_or_nothing(file: Option<&Path>, kinds: &Kinds) -> Result<Found, Errors> {
+    with_input(file, |input| {
+        if input.file.is_some() || environment_defines_something(input.env) {
+            return Ok(Found::Configuration(Box::new(resolve(input, kinds)?)));
+        }
+        // As for an empty file, so that the other variables are checked as always.
+        let file = Some((default_file(input.env), ""));
+        let loaded = resolve(&Input { file, ..*input }, kinds)?;
+        Ok(Found::Nothing(loaded.config.server))
+    })
+}
+
+fn with_input<T>(
+    file: Option<&Path>,
+    work: impl FnOnce(&Input<'_>) -> Result<T, Errors>,
+) -> Result<T, Errors> {
     let env = environment::environment()?;
-    let path = file.unwrap_or(Path::new(FILE));
+    let path = file.unwrap_or(Path::new(default_file(&env)));
     let name = path.display().to_string();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => Some(text),
@@ -63,7 +105,11 @@ pub fn load(file: Option<&Path>, kinds: &Kinds) -> Result<Loaded, Errors> {
         env: &env,
         read: &read,
     };
-    resolve(&input, kinds)
+    work(&input)
+}
+
+fn environment_defines_something(env: &Environment) -> bool {
+    yoto::means_something(env) || environment::defines_something(env)
 }
 
 /// [`load`] without the process and the file system around it.
@@ -140,9 +186,10 @@ fn without_file(
     if environment::defines_something(env) {
         return Ok(Node::table(&Origin::Default));
     }
+    let file = default_file(env);
     let text = format!(
-        "nothing is configured: there is no {FILE} here, and YOTO_CLIENT_ID is not set; \
-         try \"perennial demo\", begin a file with \"perennial config > {FILE}\", or set \
+        "nothing is configured: there is no {file} here, and YOTO_CLIENT_ID is not set; \
+         try \"perennial demo\", begin a file with \"perennial config > {file}\", or set \
          YOTO_CLIENT_ID"
     );
     Err(Problem::new(&Origin::Default, "", text).into())

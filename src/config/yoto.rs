@@ -9,6 +9,11 @@ const TOKEN_FILE: &str = "YOTO_REFRESH_TOKEN_FILE";
 const CRON: &str = "TOKEN_REFRESH_CRON";
 const HOURS: &str = "TOKEN_REFRESH_INTERVAL_HOURS";
 
+/// Whether the variables mean a configuration.
+pub fn means_something(env: &Environment) -> bool {
+    env.filled(CLIENT_ID).is_some()
+}
+
 /// The configuration that the variables mean; none without `YOTO_CLIENT_ID`. An empty
 /// variable counts as unset, as `docker compose` passes those on.
 pub fn document(
