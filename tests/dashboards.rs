@@ -45,11 +45,24 @@ fn string(value: &Value) -> &str {
         .unwrap_or_else(|| panic!("no text but {value}"))
 }
 
+/// What asks for an expression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A panel, to show it.
+    Panel,
+    /// A variable, for the values that it can have.
+    Variable,
+    /// An annotation, for the moments at which there is one.
+    Annotation,
+}
+
 /// An expression of a dashboard, with the variables that Grafana fills in.
 #[derive(Debug)]
 pub struct Expression {
     /// The dashboard's file without its ending.
     pub dashboard: &'static str,
+    /// What asks for it.
+    pub asker: Asker,
     /// The title of the panel, or the name of the variable or annotation.
     pub place: String,
     /// The legend of the series, or the letter of the query in a table, or the label that a variable takes.
@@ -63,9 +76,10 @@ pub fn expressions() -> Vec<Expression> {
     let mut all = Vec::new();
     for name in NAMES {
         let dashboard = dashboard(name);
-        let mut add = |place: &Value, part: &str, promql: &str| {
+        let mut add = |asker: Asker, place: &Value, part: &str, promql: &str| {
             all.push(Expression {
                 dashboard: name,
+                asker,
                 place: string(place).to_owned(),
                 part: part.to_owned(),
                 promql: promql.to_owned(),
@@ -83,7 +97,7 @@ pub fn expressions() -> Vec<Expression> {
                 if target["datasource"]["type"] == "prometheus" {
                     let part = target["legendFormat"].as_str();
                     let part = part.unwrap_or_else(|| string(&target["refId"]));
-                    add(&panel["title"], part, string(&target["expr"]));
+                    add(Asker::Panel, &panel["title"], part, string(&target["expr"]));
                 }
             }
         }
@@ -96,11 +110,16 @@ pub fn expressions() -> Vec<Expression> {
                 let (series, label) = inner
                     .and_then(|inner| inner.rsplit_once(", "))
                     .unwrap_or_else(|| panic!("{query} is no label_values(series, label)"));
-                add(&variable["name"], label, series);
+                add(Asker::Variable, &variable["name"], label, series);
             }
         }
         for annotation in list(&dashboard["annotations"]["list"]) {
-            add(&annotation["name"], "", string(&annotation["expr"]));
+            add(
+                Asker::Annotation,
+                &annotation["name"],
+                "",
+                string(&annotation["expr"]),
+            );
         }
     }
     all
@@ -153,10 +172,10 @@ fn the_dashboards_are_what_their_generator_writes() {
 
     let mut files: Vec<_> = std::fs::read_dir(&written)
         .expect("just made")
-        .map(|entry| entry.expect("readable").file_name())
+        .map(|entry| entry.expect("readable").path())
         .collect();
     files.sort();
-    let mut expected = NAMES.map(|name| format!("{name}.json").into());
+    let mut expected = NAMES.map(|name| written.join(format!("{name}.json")));
     expected.sort();
     assert_eq!(files, expected);
     for name in NAMES {
@@ -226,7 +245,7 @@ fn grafanas_own_types_hold() {
     let workshop = workshop();
     let types = folder().join("generator/checks/types.ts");
     std::fs::copy(types, workshop.path().join("types.ts")).expect("a writable folder");
-    let mut write = |name: &str, dashboard: &str| {
+    let write = |name: &str, dashboard: &str| {
         let typed = format!(
             "import type {{ GrafanaDashboard }} from './types';\n\
              export const dashboard: GrafanaDashboard = {dashboard};\n"
@@ -458,6 +477,31 @@ fn the_rules_of_grafanas_linter_hold() {
     assert_eq!(found, expected, "{findings}");
 }
 
+#[test]
+fn what_is_taken_from_recording_rules_is_recorded() {
+    let rules = folder()
+        .with_file_name("alerts")
+        .join("perennial.rules.yml");
+    let rules = std::fs::read_to_string(rules).expect("the rules come with Perennial");
+    let recorded: BTreeSet<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- record: "))
+        .collect();
+    let all = expressions();
+    let used: BTreeSet<&str> = all
+        .iter()
+        .flat_map(|expression| expression.promql.split('{'))
+        .filter_map(|before| {
+            before
+                .rsplit(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+                .next()
+        })
+        .filter(|name| name.contains(':'))
+        .collect();
+    assert_ne!(used, BTreeSet::new());
+    assert!(used.is_subset(&recorded), "{used:?} {recorded:?}");
+}
+
 /// An expression as Grafana would send it. Several values of a variable become a group, each of them
 /// escaped for a regular expression within quotes; all values become what the dashboard says.
 fn filled_in(promql: &str, choice: &[(&str, &str)]) -> String {
@@ -564,11 +608,7 @@ fn every_expression_finds_data_where_tokens_are_in_trouble() {
     ];
     let chosen = ["kitchen", "guest-room"];
     let mut credentials = BTreeSet::new();
-    for expression in &all {
-        // The variable itself shows what there is to choose.
-        if expression.place == "credential" {
-            continue;
-        }
+    for expression in all.iter().filter(|one| one.asker != Asker::Variable) {
         let found = prometheus.query(&filled_in(&expression.promql, &choice));
         for series in list(&found) {
             let of = &series["metric"];
@@ -576,9 +616,7 @@ fn every_expression_finds_data_where_tokens_are_in_trouble() {
                 assert!(chosen.contains(&credential), "{expression:?}: {series}");
                 credentials.insert(credential.to_owned());
             }
-            if expression.place != "instance"
-                && let Some(instance) = of["instance"].as_str()
-            {
+            if let Some(instance) = of["instance"].as_str() {
                 assert_eq!(instance, troubled.to_string(), "{expression:?}: {series}");
             }
         }

@@ -289,7 +289,7 @@ export const fleet = perennialDashboard({
       {
         title: 'Time left, most endangered first',
         description:
-          'Every credential. "Against its threshold" compares the time left with the alert threshold of that very token: a full bar is a new token, an orange one has less left than its threshold. "Next attempt" is when Perennial tries again by itself; without one it waits for a person.',
+          'Every credential. "Against its threshold" compares the time left with the alert threshold of that very token: a full bar is a new token, an orange one has less left than its threshold. "Next attempt" is when Perennial tries again by itself; without one it waits for a person. "Failures" are those in the time shown.',
         width: 24,
         height: 11,
         sortBy: { column: 'Against its threshold', descending: false },
