@@ -8,8 +8,9 @@ use std::time::Duration;
 use std::{env, fs};
 
 use perennial::shipped;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::dashboards;
 use crate::support::fake_server::{Deed, FakeServer};
 use crate::support::perennial::Perennial;
 use crate::support::wait;
@@ -224,38 +225,15 @@ fn metrics_by_alert() -> BTreeMap<String, BTreeSet<String>> {
     alerts
 }
 
-/// For each dashboard, by its title, the metrics of its expressions.
+/// For each dashboard the metrics of its expressions.
 fn metrics_by_dashboard() -> BTreeMap<String, BTreeSet<String>> {
-    let files = shipped::DASHBOARDS.iter();
-    let dashboards = files.filter(|(name, _)| name.ends_with(".json"));
-    dashboards
-        .map(|(_, text)| {
-            let dashboard: Value = serde_json::from_str(text).expect("JSON");
-            let title = dashboard["title"].as_str().expect("a title");
-            let title = title.trim_start_matches("Perennial / ").to_owned();
-            let mut metrics = BTreeSet::new();
-            expressions(&dashboard, &mut |promql| metrics.extend(metrics_in(promql)));
-            (title, metrics)
-        })
-        .collect()
-}
-
-/// Every string under a key that Grafana takes for an expression.
-fn expressions(value: &Value, found: &mut impl FnMut(&str)) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                match value {
-                    Value::String(text) if ["expr", "definition"].contains(&key.as_str()) => {
-                        found(text);
-                    }
-                    value => expressions(value, found),
-                }
-            }
-        }
-        Value::Array(values) => values.iter().for_each(|value| expressions(value, found)),
-        _ => {}
+    let mut dashboards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for expression in dashboards::expressions() {
+        let metrics = metrics_in(&expression.promql);
+        let name = expression.dashboard.to_owned();
+        dashboards.entry(name).or_default().extend(metrics);
     }
+    dashboards
 }
 
 fn table(
