@@ -45,6 +45,15 @@ fn string(value: &Value) -> &str {
         .unwrap_or_else(|| panic!("no text but {value}"))
 }
 
+/// All panels of a dashboard that ask for something.
+fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
+    // A row holds panels only while it is folded.
+    list(&dashboard["panels"]).flat_map(|panel| match string(&panel["type"]) {
+        "row" => list(&panel["panels"]).collect(),
+        _ => vec![panel],
+    })
+}
+
 /// What asks for an expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
@@ -85,14 +94,7 @@ pub fn expressions() -> Vec<Expression> {
                 promql: promql.to_owned(),
             });
         };
-        for panel in list(&dashboard["panels"]).flat_map(|panel| {
-            // A row holds panels only while it is folded.
-            let inner: Vec<&Value> = match string(&panel["type"]) {
-                "row" => list(&panel["panels"]).collect(),
-                _ => vec![panel],
-            };
-            inner
-        }) {
+        for panel in panels(&dashboard) {
             for target in list(&panel["targets"]) {
                 if target["datasource"]["type"] == "prometheus" {
                     let part = target["legendFormat"].as_str();
@@ -598,6 +600,34 @@ fn every_expression_finds_data_where_tokens_are_in_trouble() {
     for expression in all.iter().filter(|expression| listed(&EMPTY, expression)) {
         let found = prometheus.query(&filled_in(&expression.promql, &[]));
         assert!(is_empty(&found), "not empty: {expression:?} {found}");
+    }
+
+    // A label without a column would be one all the same, behind the others.
+    for name in NAMES {
+        let dashboard = dashboard(name);
+        for panel in panels(&dashboard).filter(|panel| panel["type"] == "table") {
+            let Some(organized) = list(&panel["transformations"]).last() else {
+                continue;
+            };
+            for target in list(&panel["targets"]) {
+                let found = prometheus.query(&filled_in(string(&target["expr"]), &[]));
+                for labels in list(&found).flat_map(|series| series["metric"].as_object()) {
+                    let named = |by: &str, label: &String| {
+                        let options = &organized["options"][by];
+                        options
+                            .as_object()
+                            .is_some_and(|names| names.contains_key(label))
+                    };
+                    for label in labels.keys() {
+                        assert!(
+                            named("renameByName", label) || named("excludeByName", label),
+                            "{name}, {}: {label} has no column",
+                            panel["title"]
+                        );
+                    }
+                }
+            }
+        }
     }
 
     // A choice of two credentials on one of the two.

@@ -279,6 +279,7 @@ export const credential = perennialDashboard({
           steps: [[null, GREEN], [1, RED]],
           mappings: [words({ '0': { text: 'is there', color: GREEN }, '1': { text: 'failed once', color: RED } })],
         },
+        { name: 'Provider', label: 'provider' },
         { name: 'Instance', label: 'instance' },
       ],
     ),

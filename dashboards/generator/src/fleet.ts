@@ -77,14 +77,11 @@ const TROUBLES = each(ofCredential('credential_trouble'), `${EACH}, reason, erro
 
 const statPlace = (title: string, description: string) => ({ title, description, width: 3, height: 4, unit: 'short' });
 
-/**
- * Of all refreshes of each provider in this time, the share that succeeded. Counted by provider, since that is
- * few series, even over 30 days.
- */
-const succeeded = (time: string, by = 'provider') => {
-  const ended = (matchers: string) =>
-    `sum by (${by}) (increase(${ofProvider('refresh_duration_seconds_count', matchers)}[${time}]))`;
-  return `${ended('outcome="success"')} / ${ended('')}`;
+/** Of all attempts at each provider in the time shown, the share that succeeded. */
+const succeeded = (by: string) => {
+  const successes = `sum by (${by}) (increase(${ofProvider('refresh_success_total')}[$__range]))`;
+  const failures = `sum by (${by}) (increase(${ofProvider('refresh_failures_total')}[$__range]))`;
+  return `${successes} / (${successes} + ${failures})`;
 };
 
 /**
@@ -92,8 +89,10 @@ const succeeded = (time: string, by = 'provider') => {
  * provider's tokens is overdue. Time before there was anything to measure counts as good, as in the alerts.
  */
 const BUDGET = `min(1 - sum_over_time(${ofProvider('provider:token_refresh_overdue:ratio')}[30d:5m]) / 8640 / 0.01)`;
-/** The same without the rules, by attempts. */
-const BUDGET_BY_ATTEMPTS = `min((${succeeded('30d')} - 0.99) / 0.01)`;
+/** The same without the rules, by attempts: of the histogram, which has few series, since 30 days are long. */
+const ended = (matchers: string) =>
+  `sum by (provider) (increase(${ofProvider('refresh_duration_seconds_count', matchers)}[30d]))`;
+const BUDGET_BY_ATTEMPTS = `min((${ended('outcome="success"')} / ${ended('')} - 0.99) / 0.01)`;
 
 export const fleet = perennialDashboard({
   uid: 'perennial-fleet',
@@ -144,8 +143,17 @@ export const fleet = perennialDashboard({
   )
   .withPanel(
     bigNumber(
-      { ...statPlace('Expired', 'Credentials whose access token has expired and was not replaced yet.'), steps: TROUBLE },
-      [{ expr: inState('expired'), legend: 'expired' }],
+      {
+        ...statPlace('Expired', 'Credentials whose access token has expired and was not replaced, for whatever reason. Programs that need it fail.'),
+        steps: TROUBLE,
+      },
+      // Only with Perennial's own word: a sample that is minutes old would make a short-lived token look expired.
+      [
+        {
+          expr: `sum((${TIME_LEFT} <= bool 0) * sum without (state) (${latest(ofCredential('credential_state', 'state=~"expired|needs_login|misconfigured"'))}))`,
+          legend: 'expired',
+        },
+      ],
     ),
   )
   .withPanel(
@@ -269,7 +277,8 @@ export const fleet = perennialDashboard({
         {
           name: 'Alert',
           label: 'alertname',
-          expr: `max by (alertname, severity, credential, provider, job_name) (ALERTS{alertstate="firing",job=~"$job"})`,
+          links: [TO_RUNBOOK],
+          expr: `max by (alertname, severity, credential, provider, job_name, instance) (ALERTS{alertstate="firing",job=~"$job"})`,
         },
         {
           name: 'Severity',
@@ -281,6 +290,7 @@ export const fleet = perennialDashboard({
         { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
         { name: 'Provider', label: 'provider' },
         { name: 'Job', label: 'job_name' },
+        { name: 'Instance', label: 'instance' },
       ],
     ),
   )
@@ -424,7 +434,7 @@ export const fleet = perennialDashboard({
         },
         {
           name: 'Succeeded',
-          expr: succeeded('$__range', 'instance, provider'),
+          expr: succeeded('instance, provider'),
           unit: 'percentunit',
           decimals: 1,
           mappings: [nothing('no refresh')],
@@ -497,7 +507,7 @@ export const fleet = perennialDashboard({
         unit: 'percentunit',
         steps: [[null, RED], [0.95, ORANGE], [0.99, GREEN]],
       },
-      [{ expr: `min(${succeeded('$__range')})`, legend: 'succeeded' }],
+      [{ expr: `min(${succeeded('provider')})`, legend: 'succeeded' }],
     ).decimals(1),
   )
   .withPanel(
