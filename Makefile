@@ -22,8 +22,12 @@ check: ## format, lints, documentation, licences; all warnings are errors
 	@cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked --debug
 	cargo deny check --hide-inclusion-graph bans licenses sources
 
-dashboards: test-parts ## write the Grafana dashboards anew, after a change in dashboards/generator
+dashboards: dashboards/generator/node_modules ## write the Grafana dashboards anew, after a change in dashboards/generator
 	npm --prefix dashboards/generator run --silent generate
+
+dashboards/generator/node_modules: dashboards/generator/package-lock.json
+	npm --prefix dashboards/generator ci --silent
+	@touch $@
 
 metrics: test-parts ## write docs/metrics.md from a real /metrics, the alerts and the dashboards
 	METRICS=write cargo nextest run --locked metrics::

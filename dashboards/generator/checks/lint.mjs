@@ -15,7 +15,7 @@ const PROPERTIES = [
   'custom.width', 'custom.cellOptions', 'custom.lineStyle', 'custom.lineWidth', 'custom.fillOpacity', 'custom.axisPlacement',
 ];
 /** What Grafana fills in by itself. */
-const GLOBALS = ['__rate_interval', '__range', '__interval', '__url_time_range', '__from', '__to', '__value', '__all'];
+const GLOBALS = ['__rate_interval', '__range', '__url_time_range', '__from', '__to', '__value', '__all'];
 /** Its alerts have no instance when they say that there is none. */
 const WITHOUT_INSTANCE = ['ALERTS'];
 // Durations that stand nowhere else, so that they can be told apart after they were filled in.
