@@ -3,6 +3,7 @@
 
 mod support;
 
+mod alerts;
 mod change_of_provider;
 mod clocks;
 mod command_line;

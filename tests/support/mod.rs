@@ -4,6 +4,7 @@
 //! The tests that use them are plain `#[test]` functions without an async runtime: the parts are
 //! other processes, and such a test reads from top to bottom.
 
+pub mod alertmanager;
 pub mod authorization_server;
 pub mod disk;
 pub mod fake_server;

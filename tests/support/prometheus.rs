@@ -22,7 +22,6 @@ impl Prometheus {
     ///
     /// Prometheus looks at its list of targets every 5 s, so the first sample comes after 5 s.
     pub fn scrape(targets: &[SocketAddr]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
         // JSON is YAML, and needs no quoting by hand.
         let config = serde_json::json!({
             "global": { "scrape_interval": "200ms", "evaluation_interval": "200ms" },
@@ -31,8 +30,16 @@ impl Prometheus {
                 "static_configs": [{ "targets": targets }],
             }],
         });
+        Self::start(&config.to_string(), &[])
+    }
+
+    /// Starts one with this configuration, and with these files, by name, beside it.
+    pub fn start(config: &str, files: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let config_path = folder.path().join("prometheus.yml");
-        std::fs::write(&config_path, config.to_string()).expect("a writable temporary folder");
+        for (name, text) in [("prometheus.yml", config)].iter().chain(files) {
+            std::fs::write(folder.path().join(name), text).expect("a writable temporary folder");
+        }
         let process = Process::start(
             "Prometheus",
             Command::new("prometheus")
