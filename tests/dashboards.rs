@@ -479,6 +479,33 @@ fn the_rules_of_grafanas_linter_hold() {
     assert_eq!(found, expected, "{findings}");
 }
 
+/// The words that stand behind `mark` in a text, without those that Grafana fills in.
+fn words_behind<'a>(text: &'a str, mark: &str) -> BTreeSet<&'a str> {
+    let rest = text.split(mark).skip(1);
+    let words = rest.filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next());
+    words.filter(|word| !word.is_empty()).collect()
+}
+
+#[test]
+fn every_link_to_the_runbook_finds_its_section() {
+    let sections: BTreeSet<String> = perennial::shipped::RUNBOOK
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(str::to_lowercase)
+        .collect();
+    let mut linked = BTreeSet::new();
+    for text in NAMES.map(text) {
+        // In a link, or in a label that a link is made of.
+        let direct = words_behind(&text, "/runbook#");
+        let labels = words_behind(&text, r#"\"runbook\", \""#);
+        linked.extend(direct.union(&labels).map(|&word| word.to_owned()));
+    }
+    assert!(linked.contains("humanneededsoon"), "{linked:?}");
+    assert!(linked.contains("schedulerstalled"), "{linked:?}");
+    let missing: Vec<&String> = linked.difference(&sections).collect();
+    assert!(missing.is_empty(), "the runbook has no {missing:?}");
+}
+
 #[test]
 fn what_is_taken_from_recording_rules_is_recorded() {
     let rules = folder()

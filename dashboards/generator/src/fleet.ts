@@ -75,6 +75,10 @@ const ofAll = (expr: string, otherwise = '') =>
 
 const TROUBLES = each(ofCredential('credential_trouble'), `${EACH}, reason, error`);
 
+/** The alerts that fire, critical ones first. One that says that there is no Perennial has no instance. */
+const alerts = (matchers = '') => `ALERTS{job=~"$job",alertstate="firing"${matchers}}`;
+const FIRING = `sort_desc(max by (alertname, severity, credential, provider, job_name, instance) (${alerts(',severity="critical"')} * 3 or ${alerts(',severity="warning"')} * 2 or ${alerts()}))`;
+
 const statPlace = (title: string, description: string) => ({ title, description, width: 3, height: 4, unit: 'short' });
 
 /** Of all attempts at each provider in the time shown, the share that succeeded. */
@@ -108,6 +112,7 @@ export const fleet = perennialDashboard({
           'Perennial down',
           'Instances of Perennial that Prometheus has not reached for 2 minutes. While this is not 0, the rest of the dashboard is old. See PerennialDown in the runbook.',
         ),
+        runbook: 'perennialdown',
         steps: TROUBLE,
       },
       [{ expr: `sum(max_over_time(${host('up')}[2m]) == bool 0)`, legend: 'down' }],
@@ -136,6 +141,7 @@ export const fleet = perennialDashboard({
           'In danger',
           'Tokens that are still valid, with less time left than their own alert threshold: a quarter of their life, at most 6 hours, unless configured. They should have been refreshed by now.',
         ),
+        runbook: 'tokenexpiringsoon',
         steps: TROUBLE,
       },
       [{ expr: `sum((${TIME_LEFT} < bool ${THRESHOLD}) * (${TIME_LEFT} > bool 0))`, legend: 'in danger' }],
@@ -145,6 +151,7 @@ export const fleet = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Expired', 'Credentials whose access token has expired and was not replaced, for whatever reason. Programs that need it fail.'),
+        runbook: 'tokenexpired',
         steps: TROUBLE,
       },
       // Only with Perennial's own word: a sample that is minutes old would make a short-lived token look expired.
@@ -163,6 +170,7 @@ export const fleet = perennialDashboard({
           'Need a login',
           'Credentials that only a person can help, by logging in: the provider refused the refresh token, or there never was one. The table below says which.',
         ),
+        runbook: 'tokenneedslogin',
         steps: TROUBLE,
       },
       [{ expr: inState('needs_login|pending'), legend: 'need a login' }],
@@ -175,6 +183,7 @@ export const fleet = perennialDashboard({
           'Misconfigured',
           'Credentials that the provider refuses because of the configuration: client id, secret, scope or grant. The table below says which.',
         ),
+        runbook: 'credentialmisconfigured',
         steps: TROUBLE,
       },
       [{ expr: inState('misconfigured'), legend: 'misconfigured' }],
@@ -187,6 +196,7 @@ export const fleet = perennialDashboard({
           'Providers paused',
           'Providers that are left alone for a moment: five failures in a row, or they asked for it. Their tokens live on what they have.',
         ),
+        runbook: 'providerunhealthy',
         steps: TROUBLE,
       },
       [{ expr: `sum(${latest(ofProvider('perennial_provider_paused'))})`, legend: 'paused' }],
@@ -199,6 +209,7 @@ export const fleet = perennialDashboard({
           'Not saved',
           'Credentials whose newest tokens are only in memory because the disk refuses them. Do not stop the process: they would be lost.',
         ),
+        runbook: 'tokensunsaved',
         steps: TROUBLE,
       },
       [{ expr: `sum(${latest(host('perennial_store_unsaved_credentials'))})`, legend: 'not saved' }],
@@ -269,7 +280,6 @@ export const fleet = perennialDashboard({
           'Alerts that Prometheus fires now, from the rules that come with Perennial. Empty without those rules too.',
         width: 8,
         height: 8,
-        sortBy: { column: 'Severity', descending: false },
         empty: 'No alert fires.',
         hidden: ['alertstate'],
       },
@@ -278,7 +288,7 @@ export const fleet = perennialDashboard({
           name: 'Alert',
           label: 'alertname',
           links: [TO_RUNBOOK],
-          expr: `max by (alertname, severity, credential, provider, job_name, instance) (ALERTS{alertstate="firing",job=~"$job"})`,
+          expr: FIRING,
         },
         {
           name: 'Severity',

@@ -31,8 +31,17 @@ function finished(dashboard: Dashboard): Dashboard {
   const panels = (dashboard.panels ?? []).flatMap((panel) => (isRow(panel) ? [panel, ...panel.panels] : [panel]));
   panels.forEach((panel, index) => {
     panel.id = index + 1;
-    if (!isRow(panel) && panel.type === 'table') {
+    if (isRow(panel)) {
+      return;
+    }
+    if (panel.type === 'table') {
       delete panel.options.footer;
+    }
+    for (const link of panel.fieldConfig?.defaults.links ?? []) {
+      // A link of a value has less than one of a dashboard, which the SDK takes it for.
+      const { title, url, targetBlank } = link;
+      Object.keys(link).forEach((key) => delete link[key as keyof typeof link]);
+      Object.assign(link, { title, url, targetBlank });
     }
   });
   for (const variable of dashboard.templating.list ?? []) {

@@ -57,6 +57,7 @@ export const jobs = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Overdue', 'Jobs whose schedule fired more than a minute ago and that have not started. See JobOverdue in the runbook.'),
+        runbook: 'joboverdue',
         steps: TROUBLE,
       },
       [{ expr: `sum((${OVERDUE}) or ${NONE})`, legend: 'overdue' }],
@@ -66,6 +67,7 @@ export const jobs = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Failing', 'Jobs whose last run failed. A run fails when any of its credentials was not refreshed.'),
+        runbook: 'jobfailing',
         steps: TROUBLE,
       },
       [{ expr: `sum(${latest(ofJob('perennial_job_consecutive_failures'))} > bool 0)`, legend: 'failing' }],
@@ -75,6 +77,7 @@ export const jobs = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Stuck', 'Jobs with a run that has taken two minutes longer than the time limit of the job. See JobStuck in the runbook.'),
+        runbook: 'jobstuck',
         steps: TROUBLE,
       },
       [
@@ -89,6 +92,7 @@ export const jobs = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Missed', 'Firings of a schedule that led to no run, in the time shown: Perennial was down, the last run was still going, or the clock jumped.'),
+        runbook: 'jobmissedruns',
         steps: TROUBLE,
       },
       [{ expr: `sum(increase(${ofJob('perennial_job_missed_runs_total')}[$__range]))`, legend: 'missed' }],

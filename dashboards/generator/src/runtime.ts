@@ -41,7 +41,7 @@ export const runtime = perennialDashboard({
 })
   .withPanel(
     bigNumber(
-      { ...statPlace('Perennial down', 'Instances that Prometheus has not reached for 2 minutes.'), unit: 'short', steps: TROUBLE },
+      { ...statPlace('Perennial down', 'Instances that Prometheus has not reached for 2 minutes.'), runbook: 'perennialdown', unit: 'short', steps: TROUBLE },
       [{ expr: `sum(max_over_time(${host('up')}[2m]) == bool 0)`, legend: 'down' }],
     ),
   )
@@ -49,6 +49,7 @@ export const runtime = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Scheduler ticked', 'Since the scheduler last proved to be alive. It does so every few seconds; more than a minute means that no job is started any more.'),
+        runbook: 'schedulerstalled',
         unit: 's',
         steps: [[null, GREEN], [60, RED]],
       },
@@ -59,6 +60,7 @@ export const runtime = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Store', 'Whether a durable write succeeds within a second. While it does not, no refresh begins, so that no token is lost.'),
+        runbook: 'storeunhealthy',
         unit: 'none',
         steps: [[null, RED], [1, GREEN]],
       },
@@ -69,6 +71,7 @@ export const runtime = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Not saved', 'Credentials whose newest tokens are only in memory. Do not stop the process: they would be lost.'),
+        runbook: 'tokensunsaved',
         unit: 'short',
         steps: TROUBLE,
       },
@@ -79,6 +82,7 @@ export const runtime = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Configuration', 'Whether the configuration was read without an error, the last time it was read. If not, the one before is in use.'),
+        runbook: 'configreloadfailed',
         unit: 'none',
         steps: [[null, RED], [1, GREEN]],
       },
@@ -89,6 +93,7 @@ export const runtime = perennialDashboard({
     bigNumber(
       {
         ...statPlace('Restarts', 'How often a process was started anew, in the time shown.'),
+        runbook: 'perennialrestarting',
         unit: 'short',
         steps: [[null, GREEN], [1, ORANGE]],
       },

@@ -188,10 +188,18 @@ function placed<P extends AnyPanel>(panel: P, place: Place): P {
     .height(place.height);
 }
 
-/** A big number, coloured as a whole by its own steps. */
-export function bigNumber(place: Place & { unit: string; steps: Steps }, series: Series[]): stat.PanelBuilder {
+/** A big number, coloured as a whole by its own steps. A click on it opens the section of the runbook. */
+export function bigNumber(
+  place: Place & { unit: string; steps: Steps; runbook?: string },
+  series: Series[],
+): stat.PanelBuilder {
   const queries = series.map(({ expr, legend }, index) => query(expr, refId(index)).instant().legendFormat(legend));
-  return placed(new stat.PanelBuilder(), place)
+  const panel = placed(new stat.PanelBuilder(), place);
+  if (place.runbook !== undefined) {
+    const url = `\${perennial_url:raw}/runbook#${place.runbook}`;
+    panel.dataLinks([new dashboard.DashboardLinkBuilder(TO_RUNBOOK.title).url(url).targetBlank(true)]);
+  }
+  return panel
     .targets(queries)
     .unit(place.unit)
     .thresholds(thresholds(place.steps))
