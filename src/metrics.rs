@@ -8,6 +8,8 @@ use prometheus::{
     core::Collector,
 };
 
+use crate::credential::Reason;
+
 /// From a local disk (1 ms) to a provider's time-out (30 s).
 const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -189,8 +191,11 @@ impl Metrics {
 
     /// Makes the series of a provider exist from the start.
     pub fn expect_provider(&self, provider: &str) {
-        self.refresh_duration
-            .with_label_values(&[provider, "success"]);
+        let reasons = Reason::ALL.iter().map(|reason| reason.as_str());
+        for outcome in reasons.chain(["success"]) {
+            self.refresh_duration
+                .with_label_values(&[provider, outcome]);
+        }
     }
 
     /// Makes the series of a job exist from the start.

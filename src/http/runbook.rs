@@ -26,22 +26,31 @@ pub fn page() -> &'static str {
 }
 
 fn body(markdown: &str) -> String {
-    let mut events: Vec<Event<'_>> = Parser::new_ext(markdown, Options::ENABLE_TABLES).collect();
-    for start in 0..events.len() {
-        let Event::Start(Tag::Heading { .. }) = events[start] else {
-            continue;
-        };
-        let anchor: String = events[start..]
-            .iter()
-            .take_while(|event| !matches!(event, Event::End(TagEnd::Heading(_))))
-            .filter_map(|event| match event {
-                Event::Text(text) | Event::Code(text) => Some(anchor(text)),
-                _ => None,
-            })
-            .collect();
-        if let Event::Start(Tag::Heading { id, .. }) = &mut events[start] {
-            *id = Some(CowStr::from(anchor));
+    let mut events = Vec::new();
+    let mut heading: Option<usize> = None;
+    let mut words = String::new();
+    for event in Parser::new_ext(markdown, Options::ENABLE_TABLES) {
+        match &event {
+            Event::Start(Tag::Heading { .. }) => {
+                heading = Some(events.len());
+                words.clear();
+            }
+            Event::Text(text) | Event::Code(text) if heading.is_some() => words.push_str(text),
+            Event::End(TagEnd::Heading(_)) => {
+                if let Some(start) = heading.take()
+                    && let Event::Start(Tag::Heading { id, .. }) = &mut events[start]
+                {
+                    *id = Some(CowStr::from(anchor(&words)));
+                    // Grafana cannot lower the case of an alert's name.
+                    if words.chars().all(char::is_alphanumeric) {
+                        let own = format!("<a id=\"{words}\"></a>");
+                        events.insert(start, Event::Html(own.into()));
+                    }
+                }
+            }
+            _ => {}
         }
+        events.push(event);
     }
     let mut out = String::new();
     html::push_html(&mut out, events.into_iter());
@@ -71,7 +80,9 @@ mod tests {
         let html = body("# All `of` it\n\n## TokenNeedsLogin\n\n| a | b |\n|---|---|\n| 1 | 2 |\n");
         assert!(html.contains("<h1 id=\"all-of-it\">"), "{html}");
         assert!(
-            html.contains("<h2 id=\"tokenneedslogin\">TokenNeedsLogin</h2>"),
+            html.contains(
+                "<a id=\"TokenNeedsLogin\"></a>\n<h2 id=\"tokenneedslogin\">TokenNeedsLogin</h2>"
+            ),
             "{html}"
         );
         assert!(html.contains("<td>2</td>"), "{html}");
