@@ -214,13 +214,8 @@ fn durations_become_shorter_and_nothing_else_does() {
 /// The shipped rules with all their times so many times shorter.
 fn rules_with_shorter_times(divisor: u64) -> String {
     let mut rules = with_shorter_durations(&text_of("perennial.rules.yml"), divisor);
-    // The thresholds in seconds.
-    for (constant, seconds) in [
-        ("/ 20, ", 60),
-        ("[5m]) > ", 60),
-        (" + ", 120),
-        ("[2m]) > ", 150),
-    ] {
+    // The thresholds in seconds; not the one of SchedulerStalled, for the scheduler ticks no faster.
+    for (constant, seconds) in [("/ 20, ", 60), ("[5m]) > ", 60), (" + ", 120)] {
         let constant = with_shorter_durations(constant, divisor);
         let before = format!("{constant}{seconds}");
         let after = format!("{constant}{}", seconds as f64 / divisor as f64);
@@ -289,7 +284,9 @@ struct Credentials<'a> {
 /// A Perennial that keeps them, listening there.
 fn keeper_of(credentials: &[Credentials<'_>], listen: &str) -> Perennial {
     let perennial = Perennial::with_config(&configuration(credentials, listen));
-    perennial.write("refresh_token", "first");
+    for name in credentials.iter().flat_map(|of| &of.names) {
+        perennial.write(&format!("{name}.refresh"), name);
+    }
     perennial
 }
 
@@ -309,7 +306,7 @@ fn configuration(credentials: &[Credentials<'_>], listen: &str) -> String {
         for name in names {
             config += &format!(
                 "[credentials.{name}]\nprovider = \"{provider}\"\n\
-                 refresh_token_file = \"refresh_token\"\n"
+                 refresh_token_file = \"{name}.refresh\"\n"
             );
         }
     }
