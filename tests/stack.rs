@@ -175,7 +175,8 @@ fn the_rules_notice_what_breaks_them() {
 #[test]
 fn what_is_mounted_exists() {
     // Docker makes an empty folder of what does not, and the service in it fails in strange words.
-    let stack = resolved(empty_folder().path(), &[]);
+    let nothing = empty_folder();
+    let stack = resolved(nothing.path(), &[]);
     for (name, service) in stack["services"].as_object().expect("services") {
         for volume in service["volumes"].as_array().expect("each has a volume") {
             if volume["type"] == "bind" {
