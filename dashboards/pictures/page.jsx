@@ -1,0 +1,434 @@
+// Runs in the browser: a dashboard whose questions are answered, drawn with Grafana's components.
+import { useEffect, useRef } from 'react';
+import { flushSync } from 'react-dom';
+import { createRoot } from 'react-dom/client';
+import { lastValueFrom } from 'rxjs';
+import * as schemes from 'd3-scale-chromatic';
+import {
+  FieldConfigOptionsRegistry,
+  ThemeContext,
+  applyFieldOverrides,
+  cacheFieldDisplayNames,
+  createTheme,
+  dateTime,
+  formattedValueToString,
+  getDisplayValueAlignmentFactors,
+  getFieldDisplayName,
+  getFieldDisplayValues,
+  getValueFormat,
+  renderTextPanelMarkdown,
+  standardTransformers,
+  standardTransformersRegistry,
+  transformDataFrame,
+} from '@grafana/data';
+import { BigValue, GlobalStyles, PanelChrome, TimeSeries, VizRepeater } from '@grafana/ui';
+import { TableNG } from '@grafana/ui/unstable';
+
+const grafanaRange = ({ from, to }) => {
+  const [start, end] = [dateTime(from), dateTime(to)];
+  return { from: start, to: end, raw: { from: start, to: end } };
+};
+
+const theme = createTheme({ colors: { mode: 'dark' } });
+const TIME_ZONE = 'utc';
+const GAP = 8; // Grafana's grid: 24 columns, rows of 30 pixels, 8 between them.
+
+standardTransformersRegistry.setInit(() =>
+  [...new Set(Object.values(standardTransformers))].map((transformer) => ({
+    id: transformer.id,
+    aliasIds: transformer.aliasIds,
+    name: transformer.name,
+    transformation: () => Promise.resolve(transformer),
+    editor: () => null,
+  })),
+);
+
+// What the panels of Grafana assume where a dashboard is silent.
+const GREEN_TO_RED = { mode: 'absolute', steps: [{ color: 'green', value: -Infinity }, { color: 'red', value: 80 }] };
+const LEGEND = { showLegend: true, displayMode: 'list', placement: 'bottom', calcs: [] };
+const DEFAULTS = {
+  timeseries: {
+    color: { mode: 'palette-classic' },
+    custom: { drawStyle: 'line', lineWidth: 1, fillOpacity: 0, pointSize: 5, showPoints: 'auto', lineInterpolation: 'linear' },
+  },
+  table: { custom: { align: 'auto', cellOptions: { type: 'auto' } } },
+};
+
+const STANDARD = ['unit', 'min', 'max', 'fieldMinMax', 'decimals', 'displayName', 'noValue', 'thresholds', 'mappings', 'links', 'color', 'filterable', 'description'];
+
+/** Grafana's rules for defaults and overrides need to know every property that a panel may set. */
+function propertiesOf(fieldConfig) {
+  const custom = new Set([
+    ...Object.keys(fieldConfig.defaults.custom),
+    ...fieldConfig.overrides.flatMap(({ properties }) =>
+      properties.filter(({ id }) => id.startsWith('custom.')).map(({ id }) => id.slice('custom.'.length)),
+    ),
+  ]);
+  const registry = new FieldConfigOptionsRegistry();
+  const property = (id, path, isCustom) => ({
+    id,
+    path,
+    isCustom,
+    name: id,
+    shouldApply: () => true,
+    process: (value, context) =>
+      id === 'displayName' && value ? context.replaceVariables(value, context.field.state.scopedVars) : value,
+  });
+  STANDARD.forEach((id) => registry.register(property(id, id, false)));
+  custom.forEach((path) => registry.register(property(`custom.${path}`, path, true)));
+  return registry;
+}
+
+function fieldConfigOf(panel) {
+  const { defaults = {}, overrides = [] } = structuredClone(panel.fieldConfig ?? {});
+  const assumed = DEFAULTS[panel.type] ?? {};
+  const config = {
+    defaults: {
+      thresholds: GREEN_TO_RED,
+      color: { mode: 'thresholds' },
+      ...assumed,
+      ...defaults,
+      custom: { ...assumed.custom, ...defaults.custom },
+    },
+    overrides,
+  };
+  const thresholds = overrides.flatMap(({ properties }) => properties.filter(({ id }) => id === 'thresholds').map(({ value }) => value));
+  [config.defaults.thresholds, ...thresholds].forEach(({ steps }) => {
+    steps[0].value = -Infinity; // JSON has no word for it
+  });
+  return config;
+}
+
+/** `${__field.labels.x}` and its kin, in names; everything else was replaced before. */
+const replaceVariables = (text, scoped) =>
+  text.replace(/\$\{__(?:field|series)\.(?:labels\.(\w+)|(\w+))\}/g, (found, label, part) => {
+    const { frame, field } = scoped?.__dataContext?.value ?? {};
+    return label ? (field?.labels?.[label] ?? '') : part === 'name' ? (frame?.name ?? field?.name ?? found) : found;
+  });
+
+async function dataOf(panel, answered) {
+  const frames = answered.map((frame) => ({
+    ...frame,
+    length: frame.fields[0].values.length,
+    fields: frame.fields.map((field) => ({ ...field, config: { ...field.config } })),
+  }));
+  const wanted = (panel.transformations ?? []).filter(({ disabled }) => !disabled);
+  const transformed = await lastValueFrom(transformDataFrame(wanted, frames, { interpolate: (text) => text }));
+  const fieldConfig = fieldConfigOf(panel);
+  const drawn = applyFieldOverrides({
+    data: transformed,
+    fieldConfig,
+    fieldConfigRegistry: propertiesOf(fieldConfig),
+    replaceVariables,
+    theme,
+    timeZone: TIME_ZONE,
+  });
+  cacheFieldDisplayNames(drawn);
+  return { fieldConfig, frames: drawn };
+}
+
+const Nothing = ({ children = 'No data' }) => (
+  <div style={{ height: '100%', display: 'flex', alignItems: 'center', justifyContent: 'center', color: theme.colors.text.secondary }}>
+    {children}
+  </div>
+);
+
+function Stat({ panel, frames, fieldConfig, width, height }) {
+  const { orientation = 'auto', graphMode = 'area', wideLayout = true, reduceOptions, ...rest } = panel.options ?? {};
+  const values = () =>
+    getFieldDisplayValues({
+      fieldConfig,
+      reduceOptions: { calcs: ['lastNotNull'], fields: '', values: false, ...reduceOptions },
+      replaceVariables,
+      theme,
+      data: frames,
+      sparkline: graphMode !== 'none',
+      timeZone: TIME_ZONE,
+    });
+  return (
+    <VizRepeater
+      {...{ width, height, orientation }}
+      getValues={values}
+      getAlignmentFactors={getDisplayValueAlignmentFactors}
+      renderValue={({ value, ...place }) => (
+        <BigValue
+          {...{ colorMode: 'value', justifyMode: 'auto', textMode: 'auto', ...rest, ...place, graphMode, theme }}
+          value={value.display}
+          sparkline={value.sparkline}
+          disableWideLayout={!wideLayout}
+        />
+      )}
+      source={frames}
+      renderCounter={0}
+      autoGrid
+      itemSpacing={3}
+    />
+  );
+}
+
+function Table({ panel, frames, range, width, height }) {
+  const frame = frames[panel.options?.frameIndex ?? 0];
+  if (!frame || frame.length === 0) {
+    return <Nothing>{panel.fieldConfig?.defaults?.noValue}</Nothing>;
+  }
+  const { showHeader = true, sortBy, cellHeight = 'sm' } = panel.options ?? {};
+  return <TableNG data={frame} {...{ width, height, sortBy, cellHeight }} noHeader={!showHeader} structureRev={1} timeRange={grafanaRange(range)} />;
+}
+
+function Curves({ panel, frames, range, width, height, annotations }) {
+  const withTime = frames.filter((frame) => frame.fields.some(({ type }) => type === 'time') && frame.length > 0);
+  if (withTime.length === 0) {
+    return <Nothing>{panel.fieldConfig?.defaults?.noValue}</Nothing>;
+  }
+  return (
+    <TimeSeries
+      frames={withTime}
+      structureRev={1}
+      {...{ width, height }}
+      timeRange={grafanaRange(range)}
+      timeZone={TIME_ZONE}
+      legend={{ ...LEGEND, ...panel.options?.legend }}
+      options={panel.options}
+    >
+      {(builder) => {
+        builder.addHook('draw', (plot) => annotations.forEach((one) => drawAnnotation(plot, one)));
+        return null;
+      }}
+    </TimeSeries>
+  );
+}
+
+/** As Grafana marks them: a dashed line, a wedge below the axis, and a veil over a stretch of time. */
+function drawAnnotation(plot, { time, until, color }) {
+  const { left, top, width, height } = plot.bbox;
+  const ratio = devicePixelRatio;
+  const place = (at) => Math.max(left, Math.min(left + width, plot.valToPos(at, 'x', true)));
+  const [from, to] = [place(time), place(until)];
+  const paint = theme.visualization.getColorByName(color ?? 'blue');
+  const { ctx } = plot;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = paint;
+  if (to > from) {
+    ctx.globalAlpha = 0.15;
+    ctx.fillRect(from, top, to - from, height);
+    ctx.globalAlpha = 1;
+    ctx.fillRect(from, top + height, to - from, 4 * ratio);
+  } else {
+    ctx.beginPath();
+    ctx.moveTo(from, top + height);
+    ctx.lineTo(from - 4 * ratio, top + height + 5 * ratio);
+    ctx.lineTo(from + 4 * ratio, top + height + 5 * ratio);
+    ctx.fill();
+  }
+  ctx.setLineDash([5 * ratio, 5 * ratio]);
+  ctx.lineWidth = ratio;
+  ctx.beginPath();
+  ctx.moveTo(from, top);
+  ctx.lineTo(from, top + height);
+  ctx.stroke();
+  ctx.restore();
+}
+
+/** A canvas of our own, for the two kinds of panel that Grafana keeps to itself. */
+function Canvas({ width, height, draw }) {
+  const canvas = useRef();
+  useEffect(() => {
+    const ctx = canvas.current.getContext('2d');
+    ctx.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
+    ctx.clearRect(0, 0, width, height);
+    ctx.font = `12px ${theme.typography.fontFamily}`;
+    draw(ctx);
+  });
+  return <canvas ref={canvas} width={width * devicePixelRatio} height={height * devicePixelRatio} style={{ width, height }} />;
+}
+
+const AXIS = 24;
+const plotted = (range, left, right) => (at) =>
+  left + ((at - range.from) / (range.to - range.from)) * (right - left);
+
+function drawTimeAxis(ctx, range, left, right, y) {
+  const steps = [10, 30, 60, 120, 300, 600, 1800, 3600, 10800, 21600, 43200, 86400].map((seconds) => seconds * 1000);
+  const span = range.to - range.from;
+  const step = steps.find((one) => ((right - left) * one) / span > 70) ?? steps.at(-1);
+  const x = plotted(range, left, right);
+  ctx.fillStyle = theme.colors.text.primary;
+  ctx.textAlign = 'center';
+  for (let at = Math.ceil(range.from / step) * step; at <= range.to; at += step) {
+    ctx.fillText(dateTime(at).utc().format(step < 60_000 ? 'HH:mm:ss' : 'HH:mm'), x(at), y + 16);
+  }
+}
+
+function StateTimeline({ panel, frames, range, width, height }) {
+  const rows = frames.flatMap((frame) => {
+    const times = frame.fields.find(({ type }) => type === 'time')?.values ?? [];
+    return frame.fields
+      .filter(({ type }) => type !== 'time')
+      .map((field) => ({ times, field, name: getFieldDisplayName(field, frame, frames) }));
+  });
+  if (rows.length === 0) {
+    return <Nothing />;
+  }
+  const rowHeight = (height - AXIS) / rows.length;
+  const thick = rowHeight * (panel.options?.rowHeight ?? 0.9);
+  const draw = (ctx) => {
+    const left = 12 + Math.max(...rows.map(({ name }) => ctx.measureText(name).width));
+    const x = plotted(range, left, width - 8);
+    rows.forEach(({ times, field, name }, row) => {
+      const y = row * rowHeight + (rowHeight - thick) / 2;
+      ctx.fillStyle = theme.colors.text.primary;
+      ctx.textAlign = 'right';
+      ctx.textBaseline = 'middle';
+      ctx.fillText(name, left - 8, y + thick / 2);
+      for (let i = 0; i < times.length; ) {
+        let next = i + 1;
+        while (next < times.length && field.values[next] === field.values[i]) {
+          next += 1;
+        }
+        const shown = field.display(field.values[i]);
+        const [from, to] = [x(times[i]), x(times[next] ?? range.to)];
+        ctx.fillStyle = shown.color;
+        ctx.globalAlpha = (panel.fieldConfig.defaults.custom?.fillOpacity ?? 70) / 100;
+        ctx.fillRect(from, y, Math.max(to - from - 1, 1), thick);
+        ctx.globalAlpha = 1;
+        const text = formattedValueToString(shown);
+        if (panel.options?.showValue !== 'never' && ctx.measureText(text).width + 8 < to - from) {
+          ctx.fillStyle = theme.colors.getContrastText(shown.color);
+          ctx.textAlign = 'left';
+          ctx.fillText(text, from + 5, y + thick / 2);
+        }
+        i = next;
+      }
+    });
+    ctx.textBaseline = 'alphabetic';
+    drawTimeAxis(ctx, range, left, width - 8, height - AXIS);
+  };
+  return <Canvas {...{ width, height, draw }} />;
+}
+
+const DARK_FIRST = ['Turbo', 'Cividis', 'Viridis', 'Magma', 'Inferno', 'Plasma', 'Warm', 'Cool', 'CubehelixDefault'];
+
+function HeatMap({ panel, frames: [frame], range, width, height }) {
+  if (!frame || frame.length === 0) {
+    return <Nothing />;
+  }
+  const [time, ...all] = frame.fields;
+  const used = all.map(({ values }, row) => (values.some((count) => count > 0) ? row : -1)).filter((row) => row >= 0);
+  const buckets = all.slice(Math.max(0, used[0] - 1), used.at(-1) + 1);
+  const most = Math.max(...buckets.flatMap(({ values }) => values));
+  const { scheme = 'Oranges', steps = 64, exponent = 0.5, reverse = false } = panel.options?.color ?? {};
+  const ramp = schemes[`interpolate${scheme}`];
+  const fromDark = DARK_FIRST.includes(scheme) !== reverse;
+  const unit = getValueFormat(panel.options?.yAxis?.unit ?? 'none');
+  const step = time.values[1] - time.values[0];
+  const draw = (ctx) => {
+    const left = 60;
+    const x = plotted(range, left, width - 8);
+    const rowHeight = (height - AXIS - 8) / buckets.length; // The highest bound needs half a line above.
+    buckets.forEach(({ values, name }, row) => {
+      const y = height - AXIS - (row + 1) * rowHeight;
+      ctx.fillStyle = theme.colors.text.primary;
+      ctx.textAlign = 'right';
+      ctx.fillText(name === '+Inf' ? '+Inf' : formattedValueToString(unit(Number(name))), left - 8, y + 5);
+      values.forEach((count, i) => {
+        const strength = Math.ceil((count / most) ** exponent * steps) / steps;
+        if (count > 0 && time.values[i] >= range.from) {
+          ctx.fillStyle = ramp(fromDark ? strength : 1 - strength);
+          ctx.fillRect(x(time.values[i]), y, x(time.values[i] + step) - x(time.values[i]) - 1, rowHeight - 1);
+        }
+      });
+    });
+    drawTimeAxis(ctx, range, left, width - 8, height - AXIS);
+  };
+  return <Canvas {...{ width, height, draw }} />;
+}
+
+const Text = ({ panel }) => (
+  <div className="markdown-html" dangerouslySetInnerHTML={{ __html: renderTextPanelMarkdown(panel.options.content) }} />
+);
+
+const DRAWN = { stat: Stat, table: Table, timeseries: Curves, 'state-timeline': StateTimeline, heatmap: HeatMap, text: Text };
+
+function Panel({ answered, annotations, rectangle: { left, top, width, height } }) {
+  const { panel, range, frames, fieldConfig } = answered;
+  const Drawing = DRAWN[panel.type];
+  return (
+    <div data-panel={panel.title} style={{ position: 'absolute', left, top, width, height }}>
+      <PanelChrome
+        {...{ width, height }}
+        title={panel.title}
+        description={panel.description}
+        displayMode={panel.transparent ? 'transparent' : 'default'}
+        padding={panel.type === 'table' ? 'none' : 'md'}
+      >
+        {(innerWidth, innerHeight) =>
+          Drawing ? (
+            <Drawing {...{ panel, range, frames, fieldConfig, annotations }} width={innerWidth} height={innerHeight} />
+          ) : (
+            <Nothing>Panels of the kind “{panel.type}” are not in these pictures.</Nothing>
+          )
+        }
+      </PanelChrome>
+    </div>
+  );
+}
+
+function Heading({ title, variables, range }) {
+  const box = { border: `1px solid ${theme.colors.border.medium}`, borderRadius: 2, padding: '3px 8px', background: theme.colors.background.primary };
+  return (
+    <div style={{ position: 'absolute', inset: `${GAP}px ${2 * GAP}px auto`, display: 'flex', gap: 12, alignItems: 'center' }}>
+      <span style={{ fontSize: 18, fontWeight: 500 }}>{title}</span>
+      {variables.map(({ label, text }) => (
+        <span key={label}>
+          <span style={{ color: theme.colors.text.secondary, fontSize: 12 }}>{label} </span>
+          <span style={box}>{text}</span>
+        </span>
+      ))}
+      <span style={{ ...box, marginLeft: 'auto' }}>
+        {dateTime(range.from).utc().format('YYYY-MM-DD HH:mm')} to {dateTime(range.to).utc().format('HH:mm')} UTC
+      </span>
+    </div>
+  );
+}
+
+/** Draws `asked`: {title, variables, range, annotations, width, panels: [{panel, range, frames}]}. */
+window.draw = async (asked) => {
+  const column = (asked.width - 2 * 2 * GAP - 23 * GAP) / 24;
+  const head = 48;
+  const rectangle = ({ x, y, w, h }) => ({
+    left: 2 * GAP + x * (column + GAP),
+    top: head + y * (30 + GAP),
+    width: w * column + (w - 1) * GAP,
+    height: h * 30 + (h - 1) * GAP,
+  });
+  const panels = await Promise.all(
+    asked.panels.map(async (one) => ({ ...one, ...(await dataOf(one.panel, one.frames)) })),
+  );
+  const bottom = Math.max(...panels.map(({ panel }) => rectangle(panel.gridPos)).map(({ top, height }) => top + height));
+  document.body.style.height = `${bottom + 2 * GAP}px`;
+  const root = createRoot(document.getElementById('dashboard'));
+  const show = (children) =>
+    flushSync(() =>
+      root.render(
+        <ThemeContext.Provider value={theme}>
+          <GlobalStyles />
+          {children}
+        </ThemeContext.Provider>,
+      ),
+    );
+  show(null); // The styles name the fonts, and canvases measure text only once.
+  await Promise.all([400, 500].map((weight) => document.fonts.load(`${weight} 12px Inter`)));
+  show(
+    <>
+      <Heading {...asked} />
+      {panels.map((one) =>
+        one.panel.type === 'row' ? (
+          <div key={one.panel.id} style={{ position: 'absolute', ...rectangle(one.panel.gridPos), fontSize: 16, fontWeight: 500, paddingTop: 3 }}>
+            ⌄ {one.panel.title}
+          </div>
+        ) : (
+          <Panel key={one.panel.id} answered={one} annotations={asked.annotations} rectangle={rectangle(one.panel.gridPos)} />
+        ),
+      )}
+    </>,
+  );
+};
