@@ -81,9 +81,10 @@ async function drawn(browser, asked, scale) {
   });
   await page.goto(ORIGIN);
   await page.evaluate((all) => window.draw(all), asked);
+  // Icons come last.
   const described = asked.panels.filter(({ panel }) => panel.description && panel.type !== 'row').length;
   await page.waitForFunction(
-    (count) => document.querySelectorAll('[data-testid=title-items-container] svg').length === count,
+    (count) => document.querySelectorAll('[data-testid=title-items-container] svg:not(:empty)').length === count,
     described,
   );
   if (troubles.length > 0) {

@@ -15,6 +15,7 @@ import {
   getDisplayValueAlignmentFactors,
   getFieldDisplayName,
   getFieldDisplayValues,
+  getFieldSeriesColor,
   getValueFormat,
   renderTextPanelMarkdown,
   standardTransformers,
@@ -124,6 +125,11 @@ async function dataOf(panel, answered) {
     timeZone: TIME_ZONE,
   });
   cacheFieldDisplayNames(drawn);
+  // Curves are joined into one frame, where the names that give the colours are lost.
+  const byName = drawn.flatMap(({ fields }) => fields).filter(({ config }) => config.color?.mode === 'palette-classic-by-name');
+  byName.forEach((field) => {
+    field.config.color = { mode: 'fixed', fixedColor: getFieldSeriesColor(field, theme).color };
+  });
   return { fieldConfig, frames: drawn };
 }
 
@@ -285,7 +291,7 @@ function StateTimeline({ panel, frames, range, width, height }) {
           next += 1;
         }
         const shown = field.display(field.values[i]);
-        const [from, to] = [x(times[i]), x(times[next] ?? range.to)];
+        const [from, to] = [Math.max(x(times[i]), left), x(times[next] ?? range.to)];
         ctx.fillStyle = shown.color;
         ctx.globalAlpha = (panel.fieldConfig.defaults.custom?.fillOpacity ?? 70) / 100;
         ctx.fillRect(from, y, Math.max(to - from - 1, 1), thick);
@@ -423,7 +429,7 @@ window.draw = async (asked) => {
       {panels.map((one) =>
         one.panel.type === 'row' ? (
           <div key={one.panel.id} style={{ position: 'absolute', ...rectangle(one.panel.gridPos), fontSize: 16, fontWeight: 500, paddingTop: 3 }}>
-            ⌄ {one.panel.title}
+            {one.panel.collapsed ? '›' : '⌄'} {one.panel.title}
           </div>
         ) : (
           <Panel key={one.panel.id} answered={one} annotations={asked.annotations} rectangle={rectangle(one.panel.gridPos)} />

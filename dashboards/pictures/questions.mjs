@@ -45,7 +45,7 @@ export async function variablesOf(dashboard, source, range, given) {
     variables[model.name] = {
       values,
       all: all && model.allValue,
-      text: all ? 'All' : model.type === 'datasource' ? 'Prometheus' : values.join(' + '),
+      text: all ? 'All' : model.type === 'datasource' ? model.query : values.join(' + '),
       quoted: model.multi || model.includeAll,
       label: model.hide === 2 ? undefined : (model.label ?? model.name),
     };
@@ -215,19 +215,16 @@ export async function annotationsOf(dashboard, variables, source, range) {
     );
     for (const { values } of result) {
       let last;
-      for (const [at, text] of values) {
-        const time = at * SECOND;
-        if (!Number(text)) {
-          continue;
-        }
+      for (const [at, text] of values.filter(([, text]) => Number(text) > 0)) {
+        const time = model.useValueForTime ? Math.floor(Number(text)) : at * SECOND;
         if (last && time - last.until <= step) {
           last.until = time;
         } else {
-          last = { time, until: time, color: model.iconColor, name: model.name };
+          last = { time, until: time, color: model.iconColor };
           found.push(last);
         }
       }
     }
   }
-  return found;
+  return found.filter(({ time, until }) => until >= range.from && time <= range.to);
 }
