@@ -122,7 +122,7 @@ export const credential = perennialDashboard({
     bigNumber(
       {
         ...place('Time left', 'How long the access token is still valid; less than 0 when it has expired. Coloured by its own alert threshold: orange below it, red when expired.'),
-        unit: 'dtdurations',
+        unit: 's',
         steps: [[null, RED], [0, ORANGE]],
       },
       [
@@ -138,7 +138,7 @@ export const credential = perennialDashboard({
     bigNumber(
       {
         ...place('Next attempt in', 'When Perennial refreshes it next by itself: by policy, by schedule or as a retry. Nothing here while a person must act first.'),
-        unit: 'dtdurations',
+        unit: 's',
         steps: PLAIN,
       },
       [{ expr: each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), legend: '{{credential}}' }],
@@ -160,7 +160,7 @@ export const credential = perennialDashboard({
     bigNumber(
       {
         ...place('Token lives', 'How long an access token of this credential lives from its issue.'),
-        unit: 'dtdurations',
+        unit: 's',
         steps: PLAIN,
       },
       [{ expr: each(latest(ofCredential('token_lifetime_seconds'))), legend: '{{credential}}' }],

@@ -261,7 +261,7 @@ export const fleet = perennialDashboard({
         {
           name: 'Token lives',
           expr: ofProblems(each(TIME_LEFT), ' * NaN'),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
           mappings: [nothing('no token')],
         },
@@ -327,7 +327,7 @@ export const fleet = perennialDashboard({
         {
           name: 'Time left',
           expr: ofAll(each(TIME_LEFT), ' * NaN'),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
           mappings: [nothing('no token')],
         },
@@ -348,11 +348,11 @@ export const fleet = perennialDashboard({
             range(1, null, 'enough', GREEN),
           ],
         },
-        { name: 'Threshold', expr: ofAll(each(THRESHOLD), ' * NaN'), unit: 'dtdurations', decimals: 1, mappings: [nothing('–')] },
+        { name: 'Threshold', expr: ofAll(each(THRESHOLD), ' * NaN'), unit: 's', decimals: 1, mappings: [nothing('–')] },
         {
           name: 'Next attempt in',
           expr: ofAll(each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), ' * NaN'),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
           mappings: [nothing('waits for a person')],
         },
@@ -396,7 +396,7 @@ export const fleet = perennialDashboard({
       },
       [
         { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
-        { name: 'In', expr: each(HUMAN_TIME_LEFT), unit: 'dtdurations', decimals: 1 },
+        { name: 'In', expr: each(HUMAN_TIME_LEFT), unit: 's', decimals: 1 },
         {
           name: 'At',
           expr: `${each(latest(ofCredential('human_needed_by_timestamp_seconds')))} * 1000`,

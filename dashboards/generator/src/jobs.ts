@@ -128,7 +128,7 @@ export const jobs = perennialDashboard({
         {
           name: 'Next run in',
           expr: ofAll(eachJob(until(latest(ofJob('perennial_job_next_run_timestamp_seconds'))))),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
           mappings: [nothing('no schedule')],
         },
@@ -155,7 +155,7 @@ export const jobs = perennialDashboard({
         {
           name: 'Time limit of a run',
           expr: ofAll(eachJob(latest(TIMEOUT))),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
           mappings: [nothing('none')],
         },
