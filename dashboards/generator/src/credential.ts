@@ -267,6 +267,7 @@ export const credential = perennialDashboard({
         width: 12,
         height: 6,
         empty: 'No sink is configured.',
+        hidden: ['provider'],
       },
       [
         { name: 'Credential', label: 'credential' },

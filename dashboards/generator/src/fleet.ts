@@ -220,17 +220,18 @@ export const fleet = perennialDashboard({
       {
         title: 'What to do now',
         description:
-          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. The token may still live for a while: "token lives" is how long you have.',
+          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. The token may still live for a while: "time left" is how long you have.',
         width: 16,
         height: 8,
         empty: 'Nothing needs a person.',
+        hidden: ['reason'],
       },
       [
         {
           name: 'Problem',
           label: 'problem',
           expr: PROBLEMS,
-          width: 210,
+          width: 160,
           cell: COLOURED,
           mappings: [
             words({
@@ -246,7 +247,7 @@ export const fleet = perennialDashboard({
         {
           name: 'What to do',
           label: 'runbook',
-          width: 250,
+          width: 220,
           links: [TO_RUNBOOK],
           mappings: [
             words({
@@ -259,14 +260,13 @@ export const fleet = perennialDashboard({
           ],
         },
         {
-          name: 'Token lives',
+          name: 'Time left',
           expr: ofProblems(each(TIME_LEFT), ' * NaN'),
           unit: 's',
           decimals: 1,
           mappings: [nothing('no token')],
         },
-        { name: 'Reason', label: 'reason', expr: ofProblems(TROUBLES) },
-        { name: 'Error of the provider', label: 'error' },
+        { name: 'Error of the provider', label: 'error', expr: ofProblems(TROUBLES), width: 165 },
         { name: 'Provider', label: 'provider' },
         { name: 'Instance', label: 'instance' },
       ],
@@ -287,13 +287,14 @@ export const fleet = perennialDashboard({
         {
           name: 'Alert',
           label: 'alertname',
+          width: 190,
           links: [TO_RUNBOOK],
           expr: FIRING,
         },
         {
           name: 'Severity',
           label: 'severity',
-          width: 90,
+          width: 80,
           cell: COLOURED,
           mappings: [words({ critical: { color: RED }, warning: { color: ORANGE }, info: { color: SKY } })],
         },
@@ -348,12 +349,12 @@ export const fleet = perennialDashboard({
             range(1, null, 'enough', GREEN),
           ],
         },
-        { name: 'Threshold', expr: ofAll(each(THRESHOLD), ' * NaN'), unit: 's', decimals: 1, mappings: [nothing('–')] },
         {
           name: 'Next attempt in',
           expr: ofAll(each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), ' * NaN'),
           unit: 's',
           decimals: 1,
+          width: 150,
           mappings: [nothing('waits for a person')],
         },
         {
@@ -375,8 +376,7 @@ export const fleet = perennialDashboard({
           mappings: [nothing('–')],
         },
         { name: 'Last failure', label: 'reason', expr: ofAll(TROUBLES) },
-        { name: 'Error of the provider', label: 'error' },
-        { name: 'Version', expr: ofAll(each(latest(ofCredential('token_version'))), ' * NaN'), unit: 'none', width: 80 },
+        { name: 'Error of the provider', label: 'error', width: 165 },
         { name: 'Provider', label: 'provider' },
         { name: 'Instance', label: 'instance' },
       ],
@@ -401,11 +401,13 @@ export const fleet = perennialDashboard({
           name: 'At',
           expr: `${each(latest(ofCredential('human_needed_by_timestamp_seconds')))} * 1000`,
           unit: 'dateTimeAsIso',
+          width: 160,
         },
         {
           name: 'Against its threshold',
           expr: `(${each(HUMAN_TIME_LEFT)}) / ${each(latest(ofCredential('human_needed_alert_threshold_seconds')))}`,
           unit: 'percentunit',
+          width: 190,
           cell: BAR,
           min: 0,
           max: 4,
@@ -440,7 +442,7 @@ export const fleet = perennialDashboard({
           name: 'Failures in a row',
           expr: each(latest(ofProvider('perennial_provider_consecutive_failures')), 'instance, provider'),
           unit: 'short',
-          width: 130,
+          width: 145,
         },
         {
           name: 'Succeeded',
@@ -451,6 +453,7 @@ export const fleet = perennialDashboard({
         },
         {
           name: 'Slowest 5 % take',
+          width: 140,
           expr: `histogram_quantile(0.95, sum by (le, instance, provider) (increase(${ofProvider('refresh_duration_seconds_bucket')}[$__range])))`,
           unit: 's',
           mappings: [nothing('no refresh')],

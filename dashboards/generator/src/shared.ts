@@ -325,6 +325,8 @@ export function newest(
     .unit('none')
     .align(common.FieldTextAlignment.Auto)
     .filterable(false)
+    // Grafana makes columns 150 wide if it may, and then hides the last ones.
+    .minWidth(90)
     .thresholds(thresholds([[null, 'text']]))
     .transformations([
       ...(expressions.length > 1 ? [{ id: 'merge', options: {} }] : []),
@@ -361,6 +363,8 @@ function cellProperties(column: Column): dashboard.DynamicConfigValue[] {
     'color': column.steps && { mode: 'thresholds' },
     'custom.width': column.width,
     'custom.cellOptions': column.cell,
+    // A label that a series does not have. Without this the cell would say what the empty table says.
+    noValue: column.label && '–',
     links: column.links?.map(({ title, url, newTab }) => ({ title, url, targetBlank: newTab })),
   };
   return Object.entries(all).flatMap(([id, value]) => (value === undefined ? [] : [{ id, value }]));
