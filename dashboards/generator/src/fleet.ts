@@ -15,6 +15,7 @@ import {
   RED,
   SKY,
   STATE_NAMES,
+  TEXT,
   TO_CREDENTIAL,
   TO_RUNBOOK,
   TROUBLE,
@@ -41,7 +42,9 @@ import {
 
 const TIME_LEFT = until(latest(ofCredential('token_expires_at_seconds')));
 const THRESHOLD = latest(ofCredential('token_expiry_alert_threshold_seconds'));
-const HUMAN_TIME_LEFT = until(latest(ofCredential('human_needed_by_timestamp_seconds')));
+/** Not of those that need a login already: whatever time their refresh token had left, it is dead. */
+const HUMAN_NEEDED_BY = `(${latest(ofCredential('human_needed_by_timestamp_seconds'))} unless on (${EACH}) (${latest(ofCredential('credential_state', 'state="needs_login"'))} == 1))`;
+const HUMAN_TIME_LEFT = until(HUMAN_NEEDED_BY);
 
 /** How many credentials are in one of these states. */
 const inState = (states: string) => `sum(${latest(ofCredential('credential_state', `state=~"${states}"`))})`;
@@ -264,6 +267,8 @@ export const fleet = perennialDashboard({
           expr: ofProblems(each(TIME_LEFT), ' * NaN'),
           unit: 's',
           decimals: 1,
+          cell: TEXT,
+          steps: [[null, RED], [0, 'text']],
           mappings: [nothing('no token')],
         },
         { name: 'Error of the provider', label: 'error', expr: ofProblems(TROUBLES), width: 165 },
@@ -330,6 +335,8 @@ export const fleet = perennialDashboard({
           expr: ofAll(each(TIME_LEFT), ' * NaN'),
           unit: 's',
           decimals: 1,
+          cell: TEXT,
+          steps: [[null, RED], [0, 'text']],
           mappings: [nothing('no token')],
         },
         {
@@ -399,7 +406,7 @@ export const fleet = perennialDashboard({
         { name: 'In', expr: each(HUMAN_TIME_LEFT), unit: 's', decimals: 1 },
         {
           name: 'At',
-          expr: `${each(latest(ofCredential('human_needed_by_timestamp_seconds')))} * 1000`,
+          expr: `${each(HUMAN_NEEDED_BY)} * 1000`,
           unit: 'dateTimeAsIso',
           width: 160,
         },
@@ -501,14 +508,16 @@ export const fleet = perennialDashboard({
       {
         title: 'Error budget left, 30 days',
         description:
-          'The aim: 99 % of the time, the refresh of a token is not overdue. 100 % is left when none was, below 0 the aim is missed. Of the provider that is worst off. Without the recording rules of Perennial: 99 of 100 attempts succeed, which is stricter.',
+          'The aim: 99 % of the time, the refresh of a token is not overdue. 100 % is left when none was, below 0 the aim is missed; "overspent" is by far. Of the provider that is worst off. Without the recording rules of Perennial: 99 of 100 attempts succeed, which is stricter.',
         width: 6,
         height: 5,
         unit: 'percentunit',
         steps: [[null, RED], [0, ORANGE], [0.25, GREEN]],
       },
       [{ expr: `${BUDGET} or ${BUDGET_BY_ATTEMPTS}`, legend: 'left' }],
-    ).decimals(0),
+    )
+      .decimals(0)
+      .mappings([range(null, -1, 'overspent', RED)]),
   )
   .withPanel(
     bigNumber(

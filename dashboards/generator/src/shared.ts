@@ -13,13 +13,13 @@ import * as timeseries from '@grafana/grafana-foundation-sdk/timeseries';
 
 // --- Colours -------------------------------------------------------------------------------------
 
-/** After Okabe and Ito: people with any kind of colour vision can tell them apart. */
+/** After Okabe and Ito: people with any kind of colour vision can tell them apart. Their red looks like orange; this one is Tol's. */
 export const GREEN = '#009E73';
 export const SKY = '#56B4E9';
 export const BLUE = '#0072B2';
 export const YELLOW = '#F0E442';
 export const ORANGE = '#E69F00';
-export const RED = '#D55E00';
+export const RED = '#CC3311';
 export const PURPLE = '#CC79A7';
 export const GREY = '#8E8E8E';
 
@@ -205,7 +205,7 @@ export function bigNumber(
     .thresholds(thresholds(place.steps))
     .colorScheme(new dashboard.FieldColorBuilder().mode(dashboard.FieldColorModeId.Thresholds))
     .reduceOptions(new common.ReduceDataOptionsBuilder().calcs(['lastNotNull']).values(false).fields(''))
-    .colorMode(common.BigValueColorMode.Background)
+    .colorMode(common.BigValueColorMode.BackgroundSolid)
     .graphMode(common.BigValueGraphMode.None)
     .textMode(series.length > 1 ? common.BigValueTextMode.ValueAndName : common.BigValueTextMode.Auto)
     .noValue('no data');
@@ -226,10 +226,14 @@ export function lines(place: Place & { unit: string }, series: Series[]): timese
     .tooltip(tooltip());
 }
 
+/** Much longer than a scrape: then $__rate_interval is hardly longer than a step, and no event counts in several. */
+const STEP = '1m';
+
 /** How much happened in each step of time, as stacked bars. */
 export function bars(place: Place & { unit: string }, series: Series[]): timeseries.PanelBuilder {
   return lines(place, series)
     .drawStyle(common.GraphDrawStyle.Bars)
+    .interval(STEP)
     .lineWidth(0)
     .fillOpacity(80)
     .min(0)
@@ -245,6 +249,7 @@ export function colouredOutcomes(panel: timeseries.PanelBuilder): timeseries.Pan
 export function durations(place: Place, expr: string): heatmap.PanelBuilder {
   return placed(new heatmap.PanelBuilder(), place)
     .withTarget(query(expr, 'A').range().format(prometheus.PromQueryFormat.Heatmap).legendFormat('{{le}}'))
+    .interval(STEP)
     .unit('short')
     .calculate(false)
     .yAxis(new heatmap.YAxisConfigBuilder().unit('s').axisPlacement(common.AxisPlacement.Left))
@@ -374,6 +379,7 @@ export const COLOURED: common.TableCellOptions = {
   type: common.TableCellDisplayMode.ColorBackground,
   mode: common.TableCellBackgroundDisplayMode.Basic,
 };
+export const TEXT: common.TableCellOptions = { type: common.TableCellDisplayMode.ColorText };
 export const BAR: common.TableCellOptions = {
   type: common.TableCellDisplayMode.Gauge,
   mode: common.BarGaugeDisplayMode.Basic,
