@@ -197,12 +197,14 @@ function Curves({ panel, frames, range, width, height, annotations }) {
       options={panel.options}
     >
       {(builder) => {
-        builder.addHook('draw', (plot) => annotations.forEach((one) => drawAnnotation(plot, one)));
+        builder.addHook('draw', (plot) => annotations.filter(marks(panel)).forEach((one) => drawAnnotation(plot, one)));
         return null;
       }}
     </TimeSeries>
   );
 }
+
+const marks = ({ id }) => ({ filter }) => !filter || filter.ids.includes(id) !== filter.exclude;
 
 /** As Grafana marks them: a dashed line, a wedge below the axis, and a veil over a stretch of time. */
 function drawAnnotation(plot, { time, until, color }) {

@@ -205,7 +205,7 @@ export async function annotationsOf(dashboard, variables, source, range) {
       continue;
     }
     const least = milliseconds(model.step ?? model.target?.interval ?? '');
-    const scope = { ...variables, ...intervals(range, 1000, least) };
+    const scope = { ...variables, ...intervals(range, 100, least) };
     const { step } = scope.__interval;
     const { result } = await source.range(
       substitute(expression, scope, forPrometheus),
@@ -220,7 +220,7 @@ export async function annotationsOf(dashboard, variables, source, range) {
         if (last && time - last.until <= step) {
           last.until = time;
         } else {
-          last = { time, until: time, color: model.iconColor };
+          last = { time, until: time, color: model.iconColor, filter: model.filter };
           found.push(last);
         }
       }

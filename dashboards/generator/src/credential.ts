@@ -57,7 +57,14 @@ const explore = () => {
 const place = (title: string, description: string) => ({ title, description, width: 4, height: 4 });
 
 /** An event on every graph over time. */
-function event(name: string, colour: string, expr: string, title: string, text: string): AnnotationQueryBuilder {
+function event(
+  name: string,
+  colour: string,
+  query: { expr: string; valueIsTime: boolean },
+  title: string,
+  text: string,
+): AnnotationQueryBuilder {
+  const { expr, valueIsTime } = query;
   // Grafana 12 reads the expression from the target, older ones from the annotation itself.
   return new AnnotationQueryBuilder()
     .name(name)
@@ -66,12 +73,12 @@ function event(name: string, colour: string, expr: string, title: string, text: 
     .hide(false)
     .iconColor(colour)
     .expr(expr)
-    .step('15s')
+    .step('5s')
     .titleFormat(title)
     .textFormat(text)
     .tagKeys('credential')
-    .useValueForTime(false)
-    .target(new prometheus.DataqueryBuilder().datasource(PROMETHEUS).expr(expr).refId('Anno').interval('15s').range());
+    .useValueForTime(valueIsTime)
+    .target(new prometheus.DataqueryBuilder().datasource(PROMETHEUS).expr(expr).refId('Anno').interval('5s').range());
 }
 
 const TIME_LEFT = each(until(latest(ofCredential('token_expires_at_seconds'))));
@@ -91,7 +98,11 @@ export const credential = perennialDashboard({
     event(
       'Refreshed',
       GREEN,
-      `changes(${ofCredential('token_version')}[$__rate_interval]) > 0`,
+      // Its token was issued then: exact, however rarely it is looked at.
+      {
+        expr: `(${each(ofCredential('token_expires_at_seconds'))} - ${each(ofCredential('token_lifetime_seconds'))}) * 1000`,
+        valueIsTime: true,
+      },
       'refreshed',
       '{{credential}} got a new token',
     ),
@@ -100,7 +111,7 @@ export const credential = perennialDashboard({
     event(
       'Refresh failed',
       RED,
-      `increase(${ofCredential('refresh_failures_total')}[$__rate_interval]) > 0`,
+      { expr: `increase(${ofCredential('refresh_failures_total')}[$__rate_interval]) > 0`, valueIsTime: false },
       'refresh failed: {{reason}}',
       '{{credential}} at {{provider}}',
     ),
@@ -127,12 +138,13 @@ export const credential = perennialDashboard({
       },
       [
         // A stat panel knows no threshold of a series of its own, so each side of it is a series.
-        { expr: `${TIME_LEFT} >= ${THRESHOLD}`, legend: '{{credential}}: enough' },
-        { expr: `${TIME_LEFT} < ${THRESHOLD}`, legend: '{{credential}}: in danger' },
+        { expr: `${TIME_LEFT} >= ${THRESHOLD}`, legend: 'enough' },
+        { expr: `${TIME_LEFT} < ${THRESHOLD}`, legend: 'in danger' },
       ],
     )
       .decimals(1)
-      .overrideByRegexp('.*: enough', [fixed(GREEN)]),
+      .textMode(common.BigValueTextMode.Value)
+      .overrideByName('enough', [fixed(GREEN)]),
   )
   .withPanel(
     bigNumber(
@@ -198,17 +210,18 @@ export const credential = perennialDashboard({
         unit: 's',
       },
       [
-        { expr: until(ofCredential('token_expires_at_seconds')), legend: '{{credential}}: time left' },
-        { expr: beforeExpiry('token_refresh_due_at_seconds'), legend: '{{credential}}: due' },
-        { expr: ofCredential('token_expiry_alert_threshold_seconds'), legend: '{{credential}}: alert threshold' },
-        { expr: beforeExpiry('token_refresh_mandatory_at_seconds'), legend: '{{credential}}: mandatory' },
+        { expr: until(ofCredential('token_expires_at_seconds')), legend: 'time left' },
+        { expr: beforeExpiry('token_refresh_due_at_seconds'), legend: 'due' },
+        { expr: ofCredential('token_expiry_alert_threshold_seconds'), legend: 'alert threshold' },
+        { expr: beforeExpiry('token_refresh_mandatory_at_seconds'), legend: 'mandatory' },
       ],
     )
       .fillOpacity(15)
-      .overrideByRegexp('.*: due', dashed(GREEN))
-      .overrideByRegexp('.*: alert threshold', dashed(ORANGE))
-      .overrideByRegexp('.*: mandatory', dashed(RED))
-      .overrideByRegexp('.*: time left', [
+      .overrideByName('due', dashed(GREEN))
+      .overrideByName('alert threshold', dashed(ORANGE))
+      .overrideByName('mandatory', dashed(RED))
+      .overrideByName('time left', [
+        fixed(SKY),
         { id: 'links', value: [{ title: 'Traces of its refreshes', url: explore(), targetBlank: true }] },
       ]),
   )
@@ -230,7 +243,7 @@ export const credential = perennialDashboard({
         title: 'Why the last attempt failed',
         description: 'Only while the last attempt failed: the reason, and the error that the provider named.',
         width: 12,
-        height: 6,
+        height: 4,
         empty: 'The last attempt did not fail.',
       },
       [
@@ -265,7 +278,7 @@ export const credential = perennialDashboard({
         title: 'Sinks',
         description: 'Where its access tokens are delivered, and whether the newest one is there.',
         width: 12,
-        height: 6,
+        height: 4,
         empty: 'No sink is configured.',
         hidden: ['provider'],
       },
@@ -349,16 +362,16 @@ export const credential = perennialDashboard({
         unit: 's',
       },
       [
-        { expr: each(until(ofCredential('refresh_token_expires_at_seconds'))), legend: '{{credential}}: refresh token' },
-        { expr: each(until(ofCredential('human_needed_by_timestamp_seconds'))), legend: '{{credential}}: login needed' },
-        { expr: each(ofCredential('human_needed_alert_threshold_seconds')), legend: '{{credential}}: alert threshold' },
+        { expr: each(until(ofCredential('refresh_token_expires_at_seconds'))), legend: 'refresh token' },
+        { expr: each(until(ofCredential('human_needed_by_timestamp_seconds'))), legend: 'login needed' },
+        { expr: each(ofCredential('human_needed_alert_threshold_seconds')), legend: 'alert threshold' },
       ],
     )
       .min(0)
       .noValue('the provider does not tell')
-      .overrideByRegexp('.*: refresh token', [fixed(GREY)])
-      .overrideByRegexp('.*: login needed', [fixed(PURPLE)])
-      .overrideByRegexp('.*: alert threshold', dashed(ORANGE)),
+      .overrideByName('refresh token', [fixed(GREY)])
+      .overrideByName('login needed', [fixed(PURPLE)])
+      .overrideByName('alert threshold', dashed(ORANGE)),
   )
   .withRow(
     // Folded in, so that who has no Tempo sees no error.

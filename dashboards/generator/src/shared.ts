@@ -445,15 +445,12 @@ function variable(name: string, label: string, query: string): dashboard.QueryVa
     .query(query)
     .definition(query)
     .refresh(dashboard.VariableRefresh.OnTimeRangeChanged)
-    .sort(dashboard.VariableSort.AlphabeticalAsc)
-    .multi(true)
-    .includeAll(true)
-    .allValue('.+');
+    .sort(dashboard.VariableSort.AlphabeticalAsc);
 }
 
-/** A variable with all its values chosen at first. */
+/** A variable that takes several values, with all of them chosen at first. */
 export function all(of: dashboard.QueryVariableBuilder): dashboard.QueryVariableBuilder {
-  return of.current({ text: ['All'], value: ['$__all'] });
+  return of.multi(true).includeAll(true).allValue('.+').current({ text: ['All'], value: ['$__all'] });
 }
 
 export const JOB = all(variable('job', 'Job', 'label_values(perennial_build_info, job)'));
