@@ -217,6 +217,8 @@ export const credential = perennialDashboard({
       ],
     )
       .fillOpacity(15)
+      // The distance to 0 is what matters; less than 0 it is when it has expired.
+      .axisSoftMin(0)
       .overrideByName('due', dashed(GREEN))
       .overrideByName('alert threshold', dashed(ORANGE))
       .overrideByName('mandatory', dashed(RED))

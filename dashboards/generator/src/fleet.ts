@@ -414,7 +414,7 @@ export const fleet = perennialDashboard({
           name: 'Against its threshold',
           expr: `(${each(HUMAN_TIME_LEFT)}) / ${each(latest(ofCredential('human_needed_alert_threshold_seconds')))}`,
           unit: 'percentunit',
-          width: 190,
+          width: 170,
           cell: BAR,
           min: 0,
           max: 4,
@@ -522,7 +522,7 @@ export const fleet = perennialDashboard({
   .withPanel(
     bigNumber(
       {
-        title: 'Refreshes that succeeded',
+        title: 'Attempts that succeed, worst provider',
         description: 'The share of attempts that succeeded in the time shown, of the provider that is worst off. An attempt that fails is tried again; only if that goes on, tokens are late.',
         width: 6,
         height: 5,
