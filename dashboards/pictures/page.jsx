@@ -181,14 +181,18 @@ function Table({ panel, frames, range, width, height }) {
   return <TableNG data={frame} {...{ width, height, sortBy, cellHeight }} noHeader={!showHeader} structureRev={1} timeRange={grafanaRange(range)} />;
 }
 
+/** As Grafana does before it draws: what is no number is a gap. */
+const withoutNaN = (field) =>
+  field.type === 'number' ? { ...field, values: field.values.map((value) => (Number.isFinite(value) ? value : null)) } : field;
+
 function Curves({ panel, frames, range, width, height, annotations }) {
-  const withTime = frames.filter((frame) => frame.fields.some(({ type }) => type === 'time') && frame.length > 0);
-  if (withTime.length === 0) {
+  const curves = frames.filter(({ length }) => length > 0).map((frame) => ({ ...frame, fields: frame.fields.map(withoutNaN) }));
+  if (curves.length === 0) {
     return <Nothing>{panel.fieldConfig?.defaults?.noValue}</Nothing>;
   }
   return (
     <TimeSeries
-      frames={withTime}
+      frames={curves}
       structureRev={1}
       {...{ width, height }}
       timeRange={grafanaRange(range)}
