@@ -1,9 +1,12 @@
 // Draws the pictures of the documentation: starts the demo with credentials in trouble and a
 // Prometheus, lets them run until the curves have a history, draws, and stops both.
 //
-//   PERENNIAL=path/to/perennial node all.mjs [MINUTES]     (15)
+//   PERENNIAL=path/to/perennial node all.mjs [MINUTES]     (13)
+//
+// After 13 minutes each kind of trouble is there: the demo's last login ends after 15, and the
+// warning before it is worth seeing.
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, openSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -18,13 +21,15 @@ const RULES = join(ROOT, 'alerts/perennial.rules.yml');
 const MINUTE = 60_000;
 const SCRAPE = 2000; // The demo's tokens live for a minute.
 const PICTURES = [
-  { dashboard: 'fleet', given: {} },
-  { dashboard: 'credential', given: { credential: 'kitchen' } },
+  { dashboard: 'fleet', given: {}, rows: 23 },
+  { dashboard: 'credential', given: { credential: 'living-room' }, rows: 32 },
 ];
 
-const minutes = Number(process.argv[2] ?? 15);
+const minutes = Number(process.argv[2] ?? 13);
 const folder = await mkdtemp(join(tmpdir(), 'perennial-pictures-'));
 const started = [];
+const stopping = new AbortController();
+process.once('SIGINT', () => stopping.abort()).once('SIGTERM', () => stopping.abort());
 try {
   const [here, there] = [await freePort(), await freePort()];
   start(PERENNIAL, ['demo', '--troubled', '--listen', `127.0.0.1:${here}`]);
@@ -38,14 +43,15 @@ try {
   const url = `http://127.0.0.1:${there}`;
   await untilSamplesCover(url, minutes);
   const to = Date.now();
-  for (const { dashboard, given } of PICTURES) {
+  for (const { dashboard, ...chosen } of PICTURES) {
     const png = await picture({
       dashboard: JSON.parse(await readFile(join(ROOT, 'dashboards', `${dashboard}.json`), 'utf8')),
       url,
       from: to - minutes * MINUTE,
       to,
       scrape: SCRAPE,
-      given,
+      scale: 2,
+      ...chosen,
     });
     await writeFile(join(ROOT, 'docs', `${dashboard}.png`), png);
     console.log(`docs/${dashboard}.png: ${Math.round(png.length / 1000)} kB`);
@@ -56,31 +62,26 @@ try {
 }
 
 function start(program, parameters) {
-  const child = spawn(program, parameters, { cwd: folder, stdio: ['ignore', 'ignore', 'inherit'] });
-  child.on('error', (error) => {
-    console.error(`${program}: ${error.message}`);
-    process.exitCode = 1;
-  });
-  started.push(child);
+  const said = join(folder, `${started.length}.log`);
+  const child = spawn(program, parameters, { cwd: folder, stdio: ['ignore', 'ignore', openSync(said, 'w')] });
+  const ended = new Promise((done) => child.once('exit', done).once('error', done));
+  started.push({ program, said, child, ended });
 }
 
-async function stop(child) {
-  if (child.exitCode === null && child.pid) {
-    const ended = new Promise((done) => child.once('exit', done));
-    child.kill('SIGTERM');
-    await ended;
-  }
+async function stop({ child, ended }) {
+  child.kill('SIGTERM');
+  await ended;
 }
 
-/** Waits until the oldest sample is `minutes` old, and says so now and then. */
+/** Waits until the oldest sample is `minutes` old. */
 async function untilSamplesCover(url, minutes) {
   const question = `query=${encodeURIComponent(`up offset ${Math.round(minutes * 60)}s`)}`;
   const deadline = Date.now() + (minutes + 2) * MINUTE;
   console.log(`letting the demo run for ${minutes} minutes`);
   for (;;) {
-    const dead = started.find(({ exitCode, pid }) => exitCode !== null || !pid);
+    const dead = started.find(({ child }) => !child.pid || child.exitCode !== null);
     if (dead) {
-      throw new Error(`${dead.spawnfile} ended by itself`);
+      throw new Error(`${dead.program} did not start, or ended:\n${await readFile(dead.said, 'utf8')}`);
     }
     const answer = await fetch(`${url}/api/v1/query?${question}`).then((response) => response.json()).catch(() => undefined);
     if (answer?.data?.result.some(({ value }) => value[1] === '1')) {
@@ -89,7 +90,7 @@ async function untilSamplesCover(url, minutes) {
     if (Date.now() > deadline) {
       throw new Error('no samples of the demo came');
     }
-    await pause(SCRAPE);
+    await pause(SCRAPE, undefined, { signal: stopping.signal });
   }
 }
 

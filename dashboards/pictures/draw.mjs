@@ -37,11 +37,11 @@ export async function picture({ dashboard, url, from, to, scrape, given = {}, ro
     key === 'targets' || typeof value !== 'string' ? value : substitute(value, variables));
   const panels = dashboard.panels.filter(({ gridPos }) => gridPos.y < rows).map(async (panel) => {
     const width = Math.floor((panel.gridPos.w * WIDTH) / 24);
-    return { panel: named(panel), ...(await framesOf(panel, width, variables, source, range)) };
+    return { panel: named(panel), frames: await framesOf(panel, width, variables, source, range) };
   });
   const asked = {
     title: dashboard.title,
-    variables: Object.values(variables).filter(({ label }) => label),
+    variables: Object.values(variables),
     range,
     width: WIDTH,
     annotations: await annotationsOf(dashboard, variables, source, range),
@@ -82,13 +82,11 @@ async function drawn(browser, asked, scale) {
   await page.goto(ORIGIN);
   await page.evaluate((all) => window.draw(all), asked);
   // Icons come last.
-  const described = asked.panels.filter(({ panel }) => panel.description && panel.type !== 'row').length;
-  await page.waitForFunction(
-    (count) => document.querySelectorAll('[data-testid=title-items-container] svg:not(:empty)').length === count,
-    described,
-  );
+  const described = asked.panels.filter(({ panel }) => panel.description).length;
+  const icons = (count) => document.querySelectorAll('[data-testid=title-items-container] svg:not(:empty)').length === count;
+  await page.waitForFunction(icons, described).catch(({ message }) => troubles.push(message));
   if (troubles.length > 0) {
-    console.error(troubles.join('\n'));
+    throw new Error(troubles.join('\n'));
   }
   const height = await page.evaluate(() => document.body.offsetHeight);
   await page.setViewportSize({ width: WIDTH, height });

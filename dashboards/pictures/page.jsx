@@ -17,7 +17,6 @@ import {
   getFieldDisplayValues,
   getFieldSeriesColor,
   getValueFormat,
-  renderTextPanelMarkdown,
   standardTransformers,
   standardTransformersRegistry,
   transformDataFrame,
@@ -32,6 +31,7 @@ const grafanaRange = ({ from, to }) => {
 
 const theme = createTheme({ colors: { mode: 'dark' } });
 const TIME_ZONE = 'utc';
+const replaceVariables = (text) => text; // That was done before.
 const GAP = 8; // Grafana's grid: 24 columns, rows of 30 pixels, 8 between them.
 
 standardTransformersRegistry.setInit(() =>
@@ -44,125 +44,60 @@ standardTransformersRegistry.setInit(() =>
   })),
 );
 
-// What the panels of Grafana assume where a dashboard is silent.
-const GREEN_TO_RED = { mode: 'absolute', steps: [{ color: 'green', value: -Infinity }, { color: 'red', value: 80 }] };
-const LEGEND = { showLegend: true, displayMode: 'list', placement: 'bottom', calcs: [] };
-const DEFAULTS = {
-  timeseries: {
-    color: { mode: 'palette-classic' },
-    custom: { drawStyle: 'line', lineWidth: 1, fillOpacity: 0, pointSize: 5, showPoints: 'auto', lineInterpolation: 'linear' },
-  },
-  table: { custom: { align: 'auto', cellOptions: { type: 'auto' } } },
-};
-
-const STANDARD = ['unit', 'min', 'max', 'fieldMinMax', 'decimals', 'displayName', 'noValue', 'thresholds', 'mappings', 'links', 'color', 'filterable', 'description'];
+const STANDARD = ['unit', 'min', 'max', 'decimals', 'noValue', 'thresholds', 'mappings', 'links', 'color'];
 
 /** Grafana's rules for defaults and overrides need to know every property that a panel may set. */
-function propertiesOf(fieldConfig) {
-  const custom = new Set([
-    ...Object.keys(fieldConfig.defaults.custom),
-    ...fieldConfig.overrides.flatMap(({ properties }) =>
-      properties.filter(({ id }) => id.startsWith('custom.')).map(({ id }) => id.slice('custom.'.length)),
-    ),
-  ]);
+function propertiesOf({ defaults, overrides }) {
+  const custom = [
+    ...Object.keys(defaults.custom ?? {}).map((path) => `custom.${path}`),
+    ...overrides.flatMap(({ properties }) => properties.map(({ id }) => id).filter((id) => id.startsWith('custom.'))),
+  ];
   const registry = new FieldConfigOptionsRegistry();
-  const property = (id, path, isCustom) => ({
-    id,
-    path,
-    isCustom,
-    name: id,
-    shouldApply: () => true,
-    process: (value, context) =>
-      id === 'displayName' && value ? context.replaceVariables(value, context.field.state.scopedVars) : value,
-  });
-  STANDARD.forEach((id) => registry.register(property(id, id, false)));
-  custom.forEach((path) => registry.register(property(`custom.${path}`, path, true)));
+  for (const id of new Set([...STANDARD, ...custom])) {
+    const path = id.replace(/^custom\./, '');
+    const isCustom = path !== id;
+    registry.register({ id, path, isCustom, name: id, shouldApply: () => true, process: (value) => value });
+  }
   return registry;
 }
 
-function fieldConfigOf(panel) {
-  const { defaults = {}, overrides = [] } = structuredClone(panel.fieldConfig ?? {});
-  const assumed = DEFAULTS[panel.type] ?? {};
-  const config = {
-    defaults: {
-      thresholds: GREEN_TO_RED,
-      color: { mode: 'thresholds' },
-      ...assumed,
-      ...defaults,
-      custom: { ...assumed.custom, ...defaults.custom },
-    },
-    overrides,
-  };
-  const thresholds = overrides.flatMap(({ properties }) => properties.filter(({ id }) => id === 'thresholds').map(({ value }) => value));
-  [config.defaults.thresholds, ...thresholds].forEach(({ steps }) => {
-    steps[0].value = -Infinity; // JSON has no word for it
-  });
-  return config;
-}
-
-/** `${__field.labels.x}` and its kin, in names; everything else was replaced before. */
-const replaceVariables = (text, scoped) =>
-  text.replace(/\$\{__(?:field|series)\.(?:labels\.(\w+)|(\w+))\}/g, (found, label, part) => {
-    const { frame, field } = scoped?.__dataContext?.value ?? {};
-    return label ? (field?.labels?.[label] ?? '') : part === 'name' ? (frame?.name ?? field?.name ?? found) : found;
-  });
-
-async function dataOf(panel, answered) {
-  const frames = answered.map((frame) => ({
-    ...frame,
-    length: frame.fields[0].values.length,
-    fields: frame.fields.map((field) => ({ ...field, config: { ...field.config } })),
-  }));
-  const wanted = (panel.transformations ?? []).filter(({ disabled }) => !disabled);
-  const transformed = await lastValueFrom(transformDataFrame(wanted, frames, { interpolate: (text) => text }));
-  const fieldConfig = fieldConfigOf(panel);
-  const drawn = applyFieldOverrides({
-    data: transformed,
-    fieldConfig,
-    fieldConfigRegistry: propertiesOf(fieldConfig),
-    replaceVariables,
-    theme,
-    timeZone: TIME_ZONE,
-  });
+async function withData({ panel, frames }) {
+  const answered = frames.map((frame) => ({ ...frame, length: frame.fields[0].values.length }));
+  const data = await lastValueFrom(transformDataFrame(panel.transformations ?? [], answered, { interpolate: (text) => text }));
+  const { fieldConfig } = panel;
+  const properties = fieldConfig.overrides.flatMap(({ properties }) => properties);
+  const thresholds = properties.filter(({ id }) => id === 'thresholds').map(({ value }) => value);
+  for (const { steps } of [fieldConfig.defaults.thresholds, ...thresholds].filter(Boolean)) {
+    steps[0].value = -Infinity; // JSON has no word for it.
+  }
+  const fieldConfigRegistry = propertiesOf(fieldConfig);
+  const drawn = applyFieldOverrides({ data, fieldConfig, fieldConfigRegistry, replaceVariables, theme, timeZone: TIME_ZONE });
   cacheFieldDisplayNames(drawn);
   // Curves are joined into one frame, where the names that give the colours are lost.
   const byName = drawn.flatMap(({ fields }) => fields).filter(({ config }) => config.color?.mode === 'palette-classic-by-name');
   byName.forEach((field) => {
     field.config.color = { mode: 'fixed', fixedColor: getFieldSeriesColor(field, theme).color };
   });
-  return { fieldConfig, frames: drawn };
+  return { panel, frames: drawn };
 }
 
-const Nothing = ({ children = 'No data' }) => (
+const Nothing = ({ panel }) => (
   <div style={{ height: '100%', display: 'flex', alignItems: 'center', justifyContent: 'center', color: theme.colors.text.secondary }}>
-    {children}
+    {panel.fieldConfig.defaults.noValue ?? 'No data'}
   </div>
 );
 
-function Stat({ panel, frames, fieldConfig, width, height }) {
-  const { orientation = 'auto', graphMode = 'area', wideLayout = true, reduceOptions, ...rest } = panel.options ?? {};
+function Stat({ panel, frames, width, height }) {
+  const { orientation, reduceOptions, wideLayout, ...options } = panel.options;
   const values = () =>
-    getFieldDisplayValues({
-      fieldConfig,
-      reduceOptions: { calcs: ['lastNotNull'], fields: '', values: false, ...reduceOptions },
-      replaceVariables,
-      theme,
-      data: frames,
-      sparkline: graphMode !== 'none',
-      timeZone: TIME_ZONE,
-    });
+    getFieldDisplayValues({ fieldConfig: panel.fieldConfig, reduceOptions, replaceVariables, theme, data: frames, timeZone: TIME_ZONE });
   return (
     <VizRepeater
       {...{ width, height, orientation }}
       getValues={values}
       getAlignmentFactors={getDisplayValueAlignmentFactors}
       renderValue={({ value, ...place }) => (
-        <BigValue
-          {...{ colorMode: 'value', justifyMode: 'auto', textMode: 'auto', ...rest, ...place, graphMode, theme }}
-          value={value.display}
-          sparkline={value.sparkline}
-          disableWideLayout={!wideLayout}
-        />
+        <BigValue {...options} {...place} theme={theme} value={value.display} disableWideLayout={wideLayout === false} />
       )}
       source={frames}
       renderCounter={0}
@@ -172,13 +107,12 @@ function Stat({ panel, frames, fieldConfig, width, height }) {
   );
 }
 
-function Table({ panel, frames, range, width, height }) {
-  const frame = frames[panel.options?.frameIndex ?? 0];
-  if (!frame || frame.length === 0) {
-    return <Nothing>{panel.fieldConfig?.defaults?.noValue}</Nothing>;
+function Table({ panel, frames: [data], range, width, height }) {
+  if (!data?.length) {
+    return <Nothing panel={panel} />;
   }
-  const { showHeader = true, sortBy, cellHeight = 'sm' } = panel.options ?? {};
-  return <TableNG data={frame} {...{ width, height, sortBy, cellHeight }} noHeader={!showHeader} structureRev={1} timeRange={grafanaRange(range)} />;
+  const { sortBy, cellHeight } = panel.options;
+  return <TableNG {...{ data, width, height, sortBy, cellHeight }} structureRev={1} timeRange={grafanaRange(range)} />;
 }
 
 /** As Grafana does before it draws: what is no number is a gap. */
@@ -188,7 +122,7 @@ const withoutNaN = (field) =>
 function Curves({ panel, frames, range, width, height, annotations }) {
   const curves = frames.filter(({ length }) => length > 0).map((frame) => ({ ...frame, fields: frame.fields.map(withoutNaN) }));
   if (curves.length === 0) {
-    return <Nothing>{panel.fieldConfig?.defaults?.noValue}</Nothing>;
+    return <Nothing panel={panel} />;
   }
   return (
     <TimeSeries
@@ -197,7 +131,7 @@ function Curves({ panel, frames, range, width, height, annotations }) {
       {...{ width, height }}
       timeRange={grafanaRange(range)}
       timeZone={TIME_ZONE}
-      legend={{ ...LEGEND, ...panel.options?.legend }}
+      legend={panel.options.legend}
       options={panel.options}
     >
       {(builder) => {
@@ -271,17 +205,12 @@ function drawTimeAxis(ctx, range, left, right, y) {
 }
 
 function StateTimeline({ panel, frames, range, width, height }) {
-  const rows = frames.flatMap((frame) => {
-    const times = frame.fields.find(({ type }) => type === 'time')?.values ?? [];
-    return frame.fields
-      .filter(({ type }) => type !== 'time')
-      .map((field) => ({ times, field, name: getFieldDisplayName(field, frame, frames) }));
+  const rows = frames.map((frame) => {
+    const [time, field] = frame.fields;
+    return { times: time.values, field, name: getFieldDisplayName(field, frame, frames) };
   });
-  if (rows.length === 0) {
-    return <Nothing />;
-  }
   const rowHeight = (height - AXIS) / rows.length;
-  const thick = rowHeight * (panel.options?.rowHeight ?? 0.9);
+  const thick = rowHeight * panel.options.rowHeight;
   const draw = (ctx) => {
     const left = 12 + Math.max(...rows.map(({ name }) => ctx.measureText(name).width));
     const x = plotted(range, left, width - 8);
@@ -299,11 +228,11 @@ function StateTimeline({ panel, frames, range, width, height }) {
         const shown = field.display(field.values[i]);
         const [from, to] = [Math.max(x(times[i]), left), x(times[next] ?? range.to)];
         ctx.fillStyle = shown.color;
-        ctx.globalAlpha = (panel.fieldConfig.defaults.custom?.fillOpacity ?? 70) / 100;
+        ctx.globalAlpha = panel.fieldConfig.defaults.custom.fillOpacity / 100;
         ctx.fillRect(from, y, Math.max(to - from - 1, 1), thick);
         ctx.globalAlpha = 1;
         const text = formattedValueToString(shown);
-        if (panel.options?.showValue !== 'never' && ctx.measureText(text).width + 8 < to - from) {
+        if (ctx.measureText(text).width + 8 < to - from) {
           ctx.fillStyle = theme.colors.getContrastText(shown.color);
           ctx.textAlign = 'left';
           ctx.fillText(text, from + 5, y + thick / 2);
@@ -317,20 +246,17 @@ function StateTimeline({ panel, frames, range, width, height }) {
   return <Canvas {...{ width, height, draw }} />;
 }
 
-const DARK_FIRST = ['Turbo', 'Cividis', 'Viridis', 'Magma', 'Inferno', 'Plasma', 'Warm', 'Cool', 'CubehelixDefault'];
-
 function HeatMap({ panel, frames: [frame], range, width, height }) {
-  if (!frame || frame.length === 0) {
-    return <Nothing />;
+  if (frame.length === 0) {
+    return <Nothing panel={panel} />;
   }
   const [time, ...all] = frame.fields;
   const used = all.map(({ values }, row) => (values.some((count) => count > 0) ? row : -1)).filter((row) => row >= 0);
   const buckets = all.slice(Math.max(0, used[0] - 1), used.at(-1) + 1);
   const most = Math.max(...buckets.flatMap(({ values }) => values));
-  const { scheme = 'Oranges', steps = 64, exponent = 0.5, reverse = false } = panel.options?.color ?? {};
+  const { scheme, steps, exponent } = panel.options.color;
   const ramp = schemes[`interpolate${scheme}`];
-  const fromDark = DARK_FIRST.includes(scheme) !== reverse;
-  const unit = getValueFormat(panel.options?.yAxis?.unit ?? 'none');
+  const unit = getValueFormat(panel.options.yAxis.unit);
   const step = time.values[1] - time.values[0];
   const draw = (ctx) => {
     const left = 60;
@@ -344,7 +270,7 @@ function HeatMap({ panel, frames: [frame], range, width, height }) {
       values.forEach((count, i) => {
         const strength = Math.ceil((count / most) ** exponent * steps) / steps;
         if (count > 0 && time.values[i] >= range.from) {
-          ctx.fillStyle = ramp(fromDark ? strength : 1 - strength);
+          ctx.fillStyle = ramp(strength);
           ctx.fillRect(x(time.values[i]), y, x(time.values[i] + step) - x(time.values[i]) - 1, rowHeight - 1);
         }
       });
@@ -354,30 +280,20 @@ function HeatMap({ panel, frames: [frame], range, width, height }) {
   return <Canvas {...{ width, height, draw }} />;
 }
 
-const Text = ({ panel }) => (
-  <div className="markdown-html" dangerouslySetInnerHTML={{ __html: renderTextPanelMarkdown(panel.options.content) }} />
-);
+const DRAWN = { stat: Stat, table: Table, timeseries: Curves, 'state-timeline': StateTimeline, heatmap: HeatMap };
 
-const DRAWN = { stat: Stat, table: Table, timeseries: Curves, 'state-timeline': StateTimeline, heatmap: HeatMap, text: Text };
-
-function Panel({ answered, annotations, rectangle: { left, top, width, height } }) {
-  const { panel, range, frames, fieldConfig } = answered;
+function Panel({ panel, frames, range, annotations, rectangle: { left, top, width, height } }) {
   const Drawing = DRAWN[panel.type];
   return (
-    <div data-panel={panel.title} style={{ position: 'absolute', left, top, width, height }}>
+    <div style={{ position: 'absolute', left, top, width, height }}>
       <PanelChrome
         {...{ width, height }}
         title={panel.title}
         description={panel.description}
-        displayMode={panel.transparent ? 'transparent' : 'default'}
         padding={panel.type === 'table' ? 'none' : 'md'}
       >
         {(innerWidth, innerHeight) =>
-          Drawing ? (
-            <Drawing {...{ panel, range, frames, fieldConfig, annotations }} width={innerWidth} height={innerHeight} />
-          ) : (
-            <Nothing>Panels of the kind “{panel.type}” are not in these pictures.</Nothing>
-          )
+          <Drawing {...{ panel, frames, range, annotations }} width={innerWidth} height={innerHeight} />
         }
       </PanelChrome>
     </div>
@@ -402,7 +318,7 @@ function Heading({ title, variables, range }) {
   );
 }
 
-/** Draws `asked`: {title, variables, range, annotations, width, panels: [{panel, range, frames}]}. */
+/** Draws `asked`: {title, variables, range, annotations, width, panels: [{panel, frames}]}. */
 window.draw = async (asked) => {
   const column = (asked.width - 2 * 2 * GAP - 23 * GAP) / 24;
   const head = 48;
@@ -412,9 +328,7 @@ window.draw = async (asked) => {
     width: w * column + (w - 1) * GAP,
     height: h * 30 + (h - 1) * GAP,
   });
-  const panels = await Promise.all(
-    asked.panels.map(async (one) => ({ ...one, ...(await dataOf(one.panel, one.frames)) })),
-  );
+  const panels = await Promise.all(asked.panels.map((one) => (one.panel.type === 'row' ? one : withData(one))));
   const bottom = Math.max(...panels.map(({ panel }) => rectangle(panel.gridPos)).map(({ top, height }) => top + height));
   document.body.style.height = `${bottom + 2 * GAP}px`;
   const root = createRoot(document.getElementById('dashboard'));
@@ -432,13 +346,13 @@ window.draw = async (asked) => {
   show(
     <>
       <Heading {...asked} />
-      {panels.map((one) =>
-        one.panel.type === 'row' ? (
-          <div key={one.panel.id} style={{ position: 'absolute', ...rectangle(one.panel.gridPos), fontSize: 16, fontWeight: 500, paddingTop: 3 }}>
-            {one.panel.collapsed ? '›' : '⌄'} {one.panel.title}
+      {panels.map(({ panel, frames }) =>
+        panel.type === 'row' ? (
+          <div key={panel.id} style={{ position: 'absolute', ...rectangle(panel.gridPos), fontSize: 16, fontWeight: 500, paddingTop: 3 }}>
+            {panel.collapsed ? '›' : '⌄'} {panel.title}
           </div>
         ) : (
-          <Panel key={one.panel.id} answered={one} annotations={asked.annotations} rectangle={rectangle(one.panel.gridPos)} />
+          <Panel key={panel.id} {...asked} {...{ panel, frames }} rectangle={rectangle(panel.gridPos)} />
         ),
       )}
     </>,

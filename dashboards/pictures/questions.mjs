@@ -3,7 +3,7 @@
 
 const SECOND = 1000;
 
-/** A Prometheus under `url`. Every answer that is not a success is an error that names the question. */
+/** A Prometheus. An answer that is no success is an error that names the question. */
 export function prometheus(url) {
   const ask = async (path, parameters) => {
     const response = await fetch(`${url}/api/v1/${path}?${new URLSearchParams(parameters)}`);
@@ -18,209 +18,140 @@ export function prometheus(url) {
     range: (query, from, to, step) =>
       ask('query_range', { query, start: from / SECOND, end: to / SECOND, step: step / SECOND }),
     values: (label, matcher, from, to) =>
-      ask(`label/${label}/values`, {
-        ...(matcher && { 'match[]': matcher }),
-        start: from / SECOND,
-        end: to / SECOND,
-      }),
+      ask(`label/${label}/values`, { 'match[]': matcher, start: from / SECOND, end: to / SECOND }),
   };
 }
 
-/** The dashboard's variables and Grafana's own. `given` wins over what the dashboard has. */
+/** The dashboard's variables. `given` wins over what the dashboard says. */
 export async function variablesOf(dashboard, source, range, given) {
-  const variables = {
-    __from: { values: [String(range.from)] },
-    __to: { values: [String(range.to)] },
-    __dashboard: { values: [dashboard.title] },
-    ...intervals(range, 1),
-  };
-  for (const model of dashboard.templating?.list ?? []) {
-    const options = await optionsOf(model, variables, source, range);
-    const current = given[model.name] ?? model.current?.value;
-    const chosen = [current].flat().filter((value) => value !== undefined && value !== '');
-    const known = chosen.filter((value) => options.includes(value));
-    const all = model.includeAll && (chosen.includes('$__all') || known.length === 0);
-    const free = chosen.length > 0 ? chosen : [model.query ?? ''];
-    const values = model.type !== 'query' ? free : all ? options : known.length > 0 ? known : options.slice(0, 1);
-    variables[model.name] = {
-      values,
-      all: all && model.allValue,
-      text: all ? 'All' : model.type === 'datasource' ? model.query : values.join(' + '),
-      quoted: model.multi || model.includeAll,
-      label: model.hide === 2 ? undefined : (model.label ?? model.name),
-    };
+  const variables = {};
+  for (const { name, label, type, query, current, allValue } of dashboard.templating.list) {
+    let values = [given[name] ?? current?.value ?? query].flat();
+    const all = values.includes('$__all');
+    if (type === 'query' && !given[name]) {
+      const question = substitute(query, variables, forPrometheus);
+      const [, matcher, asked] = /^label_values\((.*),\s*(\w+)\)$/s.exec(question);
+      values = await source.values(asked, matcher, range.from, range.to);
+      values = all ? values : values.slice(0, 1);
+    }
+    const text = all ? 'All' : type === 'datasource' ? query : values.join(' + ');
+    variables[name] = { label, values, text, all: all && allValue };
   }
   return variables;
 }
 
-async function optionsOf(model, variables, source, range) {
-  if (model.type !== 'query') {
-    return [];
-  }
-  const question = substitute(model.query.query ?? model.query, variables, forPrometheus);
-  const [, matcher, label] = /^label_values\((?:(.*),\s*)?(\w+)\)$/s.exec(question) ?? [];
-  if (!label) {
-    throw new Error(`variable ${model.name}: only label_values(…) is understood, not ${question}`);
-  }
-  const filter = model.regex ? new RegExp(model.regex.replace(/^\/|\/$/g, '')) : /.*/;
-  return (await source.values(label, matcher, range.from, range.to)).filter((value) => filter.test(value));
-}
-
-/** `$x`, `${x}` and `${x:format}`; what is not known stays as it is, as in Grafana. */
-export function substitute(text, variables, format = (variable) => variable.text ?? variable.values[0]) {
-  return text.replace(/\$(\w+)|\$\{(\w+)(?::(\w+))?\}/g, (found, plain, braced, asked) => {
+/** Fills in `$x`, `${x}` and `${x:format}`; what is not known stays as it is, as in Grafana. */
+export function substitute(text, variables, filled = ({ text }) => text) {
+  return text.replace(/\$(\w+)|\$\{(\w+)(?::\w+)?\}/g, (found, plain, braced) => {
     const variable = variables[plain ?? braced];
-    return variable ? (FORMATS[asked] ?? format)(variable) : found;
+    return variable ? filled(variable) : found;
   });
 }
 
-const alternatives = (values) => (values.length === 1 ? values[0] : `(${values.join('|')})`);
-const FORMATS = {
-  raw: (variable) => variable.values.join(','),
-  text: (variable) => variable.text,
-  queryparam: (variable) => variable.values.map(encodeURIComponent).join('&'),
-  regex: (variable) =>
-    variable.all || alternatives(variable.values.map((value) => value.replace(/[\\^$*+?.()|[\]{}/]/g, '\\$&'))),
-};
-
-/** As Grafana writes a variable into PromQL: those with several values as a regular expression. */
-function forPrometheus(variable) {
-  if (!variable.quoted) {
-    return variable.values[0];
+/** As Grafana writes a variable into PromQL: several values as a regular expression. */
+function forPrometheus({ values, text, all }) {
+  if (!values) {
+    return text;
   }
-  return variable.all || alternatives(variable.values.map((value) => value.replace(/[$^*{}[\]+?.()|]/g, '\\\\$&')));
+  const escaped = values.map((value) => value.replace(/[$^*{}[\]+?.()|]/g, '\\\\$&'));
+  return all || (escaped.length === 1 ? escaped[0] : `(${escaped.join('|')})`);
 }
 
-/** Grafana's choice of step, by the pixels there are and the interval of the scrapes. */
-function intervals(range, points, least = 0) {
-  const step = Math.max(Math.ceil((range.to - range.from) / points / SECOND) * SECOND, range.scrape, least);
-  const rate = Math.max(step + range.scrape, 4 * range.scrape);
-  const seconds = Math.round((range.to - range.from) / SECOND);
-  return {
-    __interval: { values: [`${step / SECOND}s`], step },
-    __interval_ms: { values: [String(step)] },
-    __rate_interval: { values: [`${rate / SECOND}s`] },
-    __range: { values: [`${seconds}s`] },
-    __range_s: { values: [String(seconds)] },
-    __range_ms: { values: [String(seconds * SECOND)] },
-  };
+/** Much as Grafana chooses a step, by the pixels there are and the interval of the scrapes. */
+function stepAndIntervals({ from, to, scrape }, points, least) {
+  const step = Math.max(Math.ceil((to - from) / points / SECOND) * SECOND, scrape, milliseconds(least));
+  const rate = Math.max(step + scrape, 4 * scrape);
+  const seconds = (time) => ({ text: `${Math.round(time / SECOND)}s` });
+  return { step, intervals: { __interval: seconds(step), __rate_interval: seconds(rate), __range: seconds(to - from) } };
 }
 
-export const milliseconds = (duration) => {
-  const [, count, unit] = /^>?(\d+)(ms|s|m|h|d)$/.exec(duration) ?? [];
-  return count ? Number(count) * { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }[unit] : 0;
-};
+export function milliseconds(duration = '0s') {
+  const [, count, unit] = /^(\d+)(s|m|h)$/.exec(duration);
+  return count * { s: 1, m: 60, h: 3600 }[unit] * SECOND;
+}
 
-/** Every target's answer as frames, for a panel that is `width` pixels wide, and the time it shows. */
+/** Every target's answer as frames, for a panel that is `width` pixels wide. */
 export async function framesOf(panel, width, variables, source, range) {
-  const from = panel.timeFrom ? range.to - milliseconds(panel.timeFrom) : range.from;
-  const shown = { ...range, from };
-  const targets = (panel.targets ?? []).filter((target) => target.expr && !target.hide);
-  const tables = targets.filter((target) => target.format === 'table').length;
+  const targets = (panel.targets ?? []).filter(({ expr }) => expr);
+  const tables = targets.filter(({ format }) => format === 'table').length;
+  const { step, intervals } = stepAndIntervals(range, width, panel.interval);
   const answers = targets.map(async (target) => {
-    const least = milliseconds(substitute(target.interval ?? panel.interval ?? '', variables));
-    const scope = { ...variables, ...intervals(shown, panel.maxDataPoints ?? width, least) };
-    const { step } = scope.__interval;
-    const question = substitute(target.expr, scope, forPrometheus);
+    const question = substitute(target.expr, { ...variables, ...intervals }, forPrometheus);
     const { result } = target.instant
       ? await source.instant(question, range.to)
-      : await source.range(question, Math.floor(from / step) * step, range.to, step);
-    const series = (Array.isArray(result[0]) ? [] : result).map(({ metric, value, values }) => ({
+      : await source.range(question, Math.floor(range.from / step) * step, range.to, step);
+    const series = result.map(({ metric, value, values }) => ({
       labels: metric,
       points: (values ?? [value]).map(([at, text]) => [at * SECOND, Number(text)]),
     }));
     switch (target.format) {
       case 'table':
-        return [tableFrame(target, series, tables > 1 ? `Value #${target.refId}` : 'Value')];
+        return [tableFrame(series, tables > 1 ? `Value #${target.refId}` : 'Value')];
       case 'heatmap':
-        return [bucketsFrame(target, series)];
+        return [bucketsFrame(series)];
       default:
-        return series.map((one) => seriesFrame(target, one, question, step));
+        return series.map((one) => seriesFrame(one, target, step));
     }
   });
-  return { range: shown, frames: (await Promise.all(answers)).flat() };
+  return (await Promise.all(answers)).flat();
 }
 
-function seriesFrame(target, { labels, points }, question, step) {
-  const legend = target.legendFormat;
-  const named = legend && legend !== '__auto';
-  const name = named
-    ? legend.replace(/\{\{\s*(.+?)\s*\}\}/g, (_, label) => labels[label] ?? '')
-    : Object.keys(labels).length === 0 && question;
+const times = (values, config = {}) => ({ name: 'Time', type: 'time', config, values });
+
+function seriesFrame({ labels, points }, { legendFormat, instant }, step) {
+  const legend = legendFormat.replace(/\{\{\s*(.+?)\s*\}\}/g, (_, label) => labels[label] ?? '');
+  const values = points.map(([, value]) => value);
   return {
-    refId: target.refId,
     fields: [
-      { name: 'Time', type: 'time', config: { interval: target.instant ? undefined : step }, values: points.map(([at]) => at) },
-      {
-        name: labels.__name__ ?? 'Value',
-        type: 'number',
-        labels: Object.fromEntries(Object.entries(labels).filter(([label]) => label !== '__name__')),
-        config: name ? { displayNameFromDS: name } : {},
-        values: points.map(([, value]) => value),
-      },
+      times(points.map(([at]) => at), instant ? {} : { interval: step }),
+      { name: 'Value', type: 'number', labels, config: { displayNameFromDS: legend }, values },
     ],
   };
 }
 
-function tableFrame(target, series, valueName) {
-  const rows = series.flatMap(({ labels, points }) => points.map(([at, value]) => ({ labels, at, value })));
+function tableFrame(series, valueName) {
   const labels = [...new Set(series.flatMap((one) => Object.keys(one.labels)))].sort();
+  const column = (name, type, of) => ({ name, type, config: {}, values: series.map(of) });
   return {
-    refId: target.refId,
     fields: [
-      { name: 'Time', type: 'time', config: {}, values: rows.map((row) => row.at) },
-      ...labels.map((label) => ({
-        name: label,
-        type: 'string',
-        config: {},
-        values: rows.map((row) => row.labels[label] ?? ''),
-      })),
-      { name: valueName, type: 'number', config: {}, values: rows.map((row) => row.value) },
+      times(series.map(({ points: [[at]] }) => at)),
+      ...labels.map((label) => column(label, 'string', (one) => one.labels[label] ?? '')),
+      column(valueName, 'number', ({ points: [[, value]] }) => value),
     ],
   };
 }
 
 /** Counts in buckets from Prometheus' counts up to and with each bucket. */
-function bucketsFrame(target, series) {
+function bucketsFrame(series) {
   const bound = ({ labels }) => (labels.le === '+Inf' ? Infinity : Number(labels.le));
-  const sorted = series.filter(({ labels }) => labels.le).sort((a, b) => bound(a) - bound(b));
-  const times = [...new Set(sorted.flatMap(({ points }) => points.map(([at]) => at)))].sort((a, b) => a - b);
-  let below = times.map(() => 0);
-  const fields = sorted.map((one) => {
-    const at = new Map(one.points);
-    const upTo = times.map((time) => at.get(time) ?? 0);
+  const sorted = series.sort((a, b) => bound(a) - bound(b));
+  const all = [...new Set(sorted.flatMap(({ points }) => points.map(([at]) => at)))].sort((a, b) => a - b);
+  let below = all.map(() => 0);
+  const fields = sorted.map(({ labels, points }) => {
+    const at = new Map(points);
+    const upTo = all.map((time) => at.get(time) ?? 0);
     const values = upTo.map((count, i) => Math.max(0, count - below[i]));
     below = upTo;
-    return { name: one.labels.le, type: 'number', labels: one.labels, config: {}, values };
+    return { name: labels.le, type: 'number', config: {}, values };
   });
-  return { refId: target.refId, fields: [{ name: 'Time', type: 'time', config: {}, values: times }, ...fields] };
+  return { fields: [times(all), ...fields] };
 }
 
-/** The dashboard's annotations: times at which a query's value is not 0, neighbours joined. */
+/** The dashboard's annotations: the times at which a query has a value, neighbours joined. */
 export async function annotationsOf(dashboard, variables, source, range) {
   const found = [];
-  for (const model of dashboard.annotations?.list ?? []) {
-    const expression = model.expr ?? model.target?.expr;
-    if (!expression || model.enable === false) {
-      continue;
-    }
-    const least = milliseconds(model.step ?? model.target?.interval ?? '');
-    const scope = { ...variables, ...intervals(range, 100, least) };
-    const { step } = scope.__interval;
-    const { result } = await source.range(
-      substitute(expression, scope, forPrometheus),
-      Math.floor(range.from / step) * step,
-      range.to,
-      step,
-    );
+  for (const { expr, step: least, iconColor, filter, useValueForTime } of dashboard.annotations?.list ?? []) {
+    const { step, intervals } = stepAndIntervals(range, 100, least);
+    const question = substitute(expr, { ...variables, ...intervals }, forPrometheus);
+    const { result } = await source.range(question, Math.floor(range.from / step) * step, range.to, step);
     for (const { values } of result) {
       let last;
-      for (const [at, text] of values.filter(([, text]) => Number(text) > 0)) {
-        const time = model.useValueForTime ? Math.floor(Number(text)) : at * SECOND;
+      for (const [at, text] of values) {
+        const time = useValueForTime ? Math.floor(Number(text)) : at * SECOND;
         if (last && time - last.until <= step) {
           last.until = time;
         } else {
-          last = { time, until: time, color: model.iconColor, filter: model.filter };
+          last = { time, until: time, color: iconColor, filter };
           found.push(last);
         }
       }

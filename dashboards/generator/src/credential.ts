@@ -157,6 +157,7 @@ export const credential = perennialDashboard({
       [{ expr: each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), legend: '{{credential}}' }],
     )
       .decimals(1)
+      .mappings([range(-30, 0, 'now', SKY)])
       .noValue('waits for a person'),
   )
   .withPanel(

@@ -362,7 +362,7 @@ export const fleet = perennialDashboard({
           unit: 's',
           decimals: 1,
           width: 150,
-          mappings: [nothing('waits for a person')],
+          mappings: [nothing('waits for a person'), range(-30, 0, 'now', SKY)],
         },
         {
           name: 'Attempts left',
