@@ -6,12 +6,11 @@
 //     --rows 30                  only what stands in the first rows of the grid
 //     --scale 2                  pixels per CSS pixel (1)
 //
-// Faithful to Grafana: queries, steps and variables; transformations, units, thresholds, mappings,
-// overrides and colours (@grafana/data does them); time series, stats, bar gauges, tables and
-// panel frames (@grafana/ui draws them); the grid, the dark theme, the fonts; annotations.
-// Not faithful: the bar at the top; state timelines and heat maps are our own canvases, in the
-// same colours; alert lists, logs, traces and what asks another source than Prometheus only say so;
-// nothing reacts to a mouse. Times are UTC.
+// Grafana's own, unchanged: transformations, units, thresholds, mappings, overrides and colours
+// (@grafana/data), time series, stats, tables and the frames of panels (@grafana/ui), theme and fonts.
+// Made like Grafana's, as far as these dashboards need it: variables, queries and their steps, the
+// grid, annotations, state timelines and heat maps (those two are canvases of our own).
+// Missing: the menus around a dashboard, whatever asks Tempo, folded rows, tooltips. Times are UTC.
 import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
@@ -33,8 +32,8 @@ export async function picture({ dashboard, url, from, to, scrape, given = {}, ro
   const source = prometheus(url);
   const range = { from, to, scrape };
   const variables = await variablesOf(dashboard, source, range, given);
-  const named = (panel) => JSON.parse(JSON.stringify(panel), (key, value) =>
-    key === 'targets' || typeof value !== 'string' ? value : substitute(value, variables));
+  const named = (panel) =>
+    JSON.parse(JSON.stringify(panel), (_, value) => (typeof value === 'string' ? substitute(value, variables) : value));
   const panels = dashboard.panels.filter(({ gridPos }) => gridPos.y < rows).map(async (panel) => {
     const width = Math.floor((panel.gridPos.w * WIDTH) / 24);
     return { panel: named(panel), frames: await framesOf(panel, width, variables, source, range) };
