@@ -21,7 +21,7 @@ import {
   standardTransformersRegistry,
   transformDataFrame,
 } from '@grafana/data';
-import { BigValue, GlobalStyles, PanelChrome, TimeSeries, VizRepeater } from '@grafana/ui';
+import { BigValue, GlobalStyles, PanelChrome, TimeSeries, VizLegend, VizRepeater } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
 
 const grafanaRange = ({ from, to }) => {
@@ -209,7 +209,10 @@ function StateTimeline({ panel, frames, range, width, height }) {
     const [time, field] = frame.fields;
     return { times: time.values, field, name: getFieldDisplayName(field, frame, frames) };
   });
-  const rowHeight = (height - AXIS) / rows.length;
+  const words = rows.flatMap(({ field }) => [...new Set(field.values)].map((value) => field.display(value)));
+  const items = [...new Map(words.map(({ text, color }) => [text, { label: text, color, yAxis: 1 }])).values()];
+  const bottom = height - AXIS - 28; // That is as high as the legend.
+  const rowHeight = bottom / rows.length;
   const thick = rowHeight * panel.options.rowHeight;
   const draw = (ctx) => {
     const left = 12 + Math.max(...rows.map(({ name }) => ctx.measureText(name).width));
@@ -241,9 +244,14 @@ function StateTimeline({ panel, frames, range, width, height }) {
       }
     });
     ctx.textBaseline = 'alphabetic';
-    drawTimeAxis(ctx, range, left, width - 8, height - AXIS);
+    drawTimeAxis(ctx, range, left, width - 8, bottom);
   };
-  return <Canvas {...{ width, height, draw }} />;
+  return (
+    <>
+      <Canvas {...{ width, draw }} height={bottom + AXIS} />
+      <VizLegend items={items} displayMode="list" placement="bottom" />
+    </>
+  );
 }
 
 function HeatMap({ panel, frames: [frame], range, width, height }) {
