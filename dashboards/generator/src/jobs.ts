@@ -148,7 +148,7 @@ export const jobs = perennialDashboard({
           name: 'Failures in a row',
           expr: eachJob(latest(ofJob('perennial_job_consecutive_failures'))),
           unit: 'short',
-          width: 130,
+          width: 145,
           cell: COLOURED,
           steps: [[null, GREEN], [1, ORANGE], [3, RED]],
         },
