@@ -46,3 +46,9 @@ bench: ## run the benchmarks (release build)
 
 demo: ## keep three tokens alive before your eyes (release build; Ctrl-C ends it)
 	cargo run --locked --release -- demo
+
+.PHONY: pictures
+pictures: ## draw dashboards with live data into docs/ (a quarter of an hour; needs Chromium, Prometheus, Node)
+	cargo build --locked
+	npm --prefix dashboards/pictures ci --silent
+	node dashboards/pictures/all.mjs

@@ -11,7 +11,7 @@ import { parser } from '@prometheus-io/lezer-promql';
 const UNITS = ['none', 'short', 'percentunit', 's', 'dtdurations', 'bytes', 'reqps', 'dateTimeAsIso', 'dateTimeFromNow'];
 /** What an override may set. Grafana ignores others without a word. */
 const PROPERTIES = [
-  'unit', 'decimals', 'min', 'max', 'mappings', 'thresholds', 'color', 'links',
+  'unit', 'decimals', 'min', 'max', 'mappings', 'thresholds', 'color', 'links', 'noValue',
   'custom.width', 'custom.cellOptions', 'custom.lineStyle', 'custom.lineWidth', 'custom.fillOpacity', 'custom.axisPlacement',
 ];
 /** What Grafana fills in by itself. */

@@ -33,6 +33,7 @@ import {
   newest,
   ofCredential,
   perennialDashboard,
+  range,
   row,
   stateNumber,
   until,
@@ -57,7 +58,14 @@ const explore = () => {
 const place = (title: string, description: string) => ({ title, description, width: 4, height: 4 });
 
 /** An event on every graph over time. */
-function event(name: string, colour: string, expr: string, title: string, text: string): AnnotationQueryBuilder {
+function event(
+  name: string,
+  colour: string,
+  query: { expr: string; valueIsTime: boolean },
+  title: string,
+  text: string,
+): AnnotationQueryBuilder {
+  const { expr, valueIsTime } = query;
   // Grafana 12 reads the expression from the target, older ones from the annotation itself.
   return new AnnotationQueryBuilder()
     .name(name)
@@ -66,12 +74,12 @@ function event(name: string, colour: string, expr: string, title: string, text: 
     .hide(false)
     .iconColor(colour)
     .expr(expr)
-    .step('15s')
+    .step('5s')
     .titleFormat(title)
     .textFormat(text)
     .tagKeys('credential')
-    .useValueForTime(false)
-    .target(new prometheus.DataqueryBuilder().datasource(PROMETHEUS).expr(expr).refId('Anno').interval('15s').range());
+    .useValueForTime(valueIsTime)
+    .target(new prometheus.DataqueryBuilder().datasource(PROMETHEUS).expr(expr).refId('Anno').interval('5s').range());
 }
 
 const TIME_LEFT = each(until(latest(ofCredential('token_expires_at_seconds'))));
@@ -91,7 +99,11 @@ export const credential = perennialDashboard({
     event(
       'Refreshed',
       GREEN,
-      `changes(${ofCredential('token_version')}[$__rate_interval]) > 0`,
+      // Its token was issued then: exact, however rarely it is looked at.
+      {
+        expr: `(${each(ofCredential('token_expires_at_seconds'))} - ${each(ofCredential('token_lifetime_seconds'))}) * 1000`,
+        valueIsTime: true,
+      },
       'refreshed',
       '{{credential}} got a new token',
     ),
@@ -100,7 +112,7 @@ export const credential = perennialDashboard({
     event(
       'Refresh failed',
       RED,
-      `increase(${ofCredential('refresh_failures_total')}[$__rate_interval]) > 0`,
+      { expr: `increase(${ofCredential('refresh_failures_total')}[$__rate_interval]) > 0`, valueIsTime: false },
       'refresh failed: {{reason}}',
       '{{credential}} at {{provider}}',
     ),
@@ -122,28 +134,30 @@ export const credential = perennialDashboard({
     bigNumber(
       {
         ...place('Time left', 'How long the access token is still valid; less than 0 when it has expired. Coloured by its own alert threshold: orange below it, red when expired.'),
-        unit: 'dtdurations',
+        unit: 's',
         steps: [[null, RED], [0, ORANGE]],
       },
       [
         // A stat panel knows no threshold of a series of its own, so each side of it is a series.
-        { expr: `${TIME_LEFT} >= ${THRESHOLD}`, legend: '{{credential}}: enough' },
-        { expr: `${TIME_LEFT} < ${THRESHOLD}`, legend: '{{credential}}: in danger' },
+        { expr: `${TIME_LEFT} >= ${THRESHOLD}`, legend: 'enough' },
+        { expr: `${TIME_LEFT} < ${THRESHOLD}`, legend: 'in danger' },
       ],
     )
       .decimals(1)
-      .overrideByRegexp('.*: enough', [fixed(GREEN)]),
+      .textMode(common.BigValueTextMode.Value)
+      .overrideByName('enough', [fixed(GREEN)]),
   )
   .withPanel(
     bigNumber(
       {
         ...place('Next attempt in', 'When Perennial refreshes it next by itself: by policy, by schedule or as a retry. Nothing here while a person must act first.'),
-        unit: 'dtdurations',
+        unit: 's',
         steps: PLAIN,
       },
       [{ expr: each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), legend: '{{credential}}' }],
     )
       .decimals(1)
+      .mappings([range(-30, 0, 'now', SKY)])
       .noValue('waits for a person'),
   )
   .withPanel(
@@ -160,7 +174,7 @@ export const credential = perennialDashboard({
     bigNumber(
       {
         ...place('Token lives', 'How long an access token of this credential lives from its issue.'),
-        unit: 'dtdurations',
+        unit: 's',
         steps: PLAIN,
       },
       [{ expr: each(latest(ofCredential('token_lifetime_seconds'))), legend: '{{credential}}' }],
@@ -198,17 +212,20 @@ export const credential = perennialDashboard({
         unit: 's',
       },
       [
-        { expr: until(ofCredential('token_expires_at_seconds')), legend: '{{credential}}: time left' },
-        { expr: beforeExpiry('token_refresh_due_at_seconds'), legend: '{{credential}}: due' },
-        { expr: ofCredential('token_expiry_alert_threshold_seconds'), legend: '{{credential}}: alert threshold' },
-        { expr: beforeExpiry('token_refresh_mandatory_at_seconds'), legend: '{{credential}}: mandatory' },
+        { expr: until(ofCredential('token_expires_at_seconds')), legend: 'time left' },
+        { expr: beforeExpiry('token_refresh_due_at_seconds'), legend: 'due' },
+        { expr: ofCredential('token_expiry_alert_threshold_seconds'), legend: 'alert threshold' },
+        { expr: beforeExpiry('token_refresh_mandatory_at_seconds'), legend: 'mandatory' },
       ],
     )
       .fillOpacity(15)
-      .overrideByRegexp('.*: due', dashed(GREEN))
-      .overrideByRegexp('.*: alert threshold', dashed(ORANGE))
-      .overrideByRegexp('.*: mandatory', dashed(RED))
-      .overrideByRegexp('.*: time left', [
+      // The distance to 0 is what matters; less than 0 it is when it has expired.
+      .axisSoftMin(0)
+      .overrideByName('due', dashed(GREEN))
+      .overrideByName('alert threshold', dashed(ORANGE))
+      .overrideByName('mandatory', dashed(RED))
+      .overrideByName('time left', [
+        fixed(SKY),
         { id: 'links', value: [{ title: 'Traces of its refreshes', url: explore(), targetBlank: true }] },
       ]),
   )
@@ -230,7 +247,7 @@ export const credential = perennialDashboard({
         title: 'Why the last attempt failed',
         description: 'Only while the last attempt failed: the reason, and the error that the provider named.',
         width: 12,
-        height: 6,
+        height: 4,
         empty: 'The last attempt did not fail.',
       },
       [
@@ -265,8 +282,9 @@ export const credential = perennialDashboard({
         title: 'Sinks',
         description: 'Where its access tokens are delivered, and whether the newest one is there.',
         width: 12,
-        height: 6,
+        height: 4,
         empty: 'No sink is configured.',
+        hidden: ['provider'],
       },
       [
         { name: 'Credential', label: 'credential' },
@@ -277,7 +295,7 @@ export const credential = perennialDashboard({
           unit: 'none',
           cell: COLOURED,
           steps: [[null, GREEN], [1, RED]],
-          mappings: [words({ '0': { text: 'is there', color: GREEN }, '1': { text: 'failed once', color: RED } })],
+          mappings: [words({ '0': { text: 'is there', color: GREEN } }), range(1, null, 'is not there', RED)],
         },
         { name: 'Provider', label: 'provider' },
         { name: 'Instance', label: 'instance' },
@@ -348,16 +366,16 @@ export const credential = perennialDashboard({
         unit: 's',
       },
       [
-        { expr: each(until(ofCredential('refresh_token_expires_at_seconds'))), legend: '{{credential}}: refresh token' },
-        { expr: each(until(ofCredential('human_needed_by_timestamp_seconds'))), legend: '{{credential}}: login needed' },
-        { expr: each(ofCredential('human_needed_alert_threshold_seconds')), legend: '{{credential}}: alert threshold' },
+        { expr: each(until(ofCredential('refresh_token_expires_at_seconds'))), legend: 'refresh token' },
+        { expr: each(until(ofCredential('human_needed_by_timestamp_seconds'))), legend: 'login needed' },
+        { expr: each(ofCredential('human_needed_alert_threshold_seconds')), legend: 'alert threshold' },
       ],
     )
       .min(0)
       .noValue('the provider does not tell')
-      .overrideByRegexp('.*: refresh token', [fixed(GREY)])
-      .overrideByRegexp('.*: login needed', [fixed(PURPLE)])
-      .overrideByRegexp('.*: alert threshold', dashed(ORANGE)),
+      .overrideByName('refresh token', [fixed(GREY)])
+      .overrideByName('login needed', [fixed(PURPLE)])
+      .overrideByName('alert threshold', dashed(ORANGE)),
   )
   .withRow(
     // Folded in, so that who has no Tempo sees no error.

@@ -15,6 +15,7 @@ import {
   RED,
   SKY,
   STATE_NAMES,
+  TEXT,
   TO_CREDENTIAL,
   TO_RUNBOOK,
   TROUBLE,
@@ -41,7 +42,9 @@ import {
 
 const TIME_LEFT = until(latest(ofCredential('token_expires_at_seconds')));
 const THRESHOLD = latest(ofCredential('token_expiry_alert_threshold_seconds'));
-const HUMAN_TIME_LEFT = until(latest(ofCredential('human_needed_by_timestamp_seconds')));
+/** Not of those that need a login already: whatever time their refresh token had left, it is dead. */
+const HUMAN_NEEDED_BY = `(${latest(ofCredential('human_needed_by_timestamp_seconds'))} unless on (${EACH}) (${latest(ofCredential('credential_state', 'state="needs_login"'))} == 1))`;
+const HUMAN_TIME_LEFT = until(HUMAN_NEEDED_BY);
 
 /** How many credentials are in one of these states. */
 const inState = (states: string) => `sum(${latest(ofCredential('credential_state', `state=~"${states}"`))})`;
@@ -220,17 +223,18 @@ export const fleet = perennialDashboard({
       {
         title: 'What to do now',
         description:
-          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. The token may still live for a while: "token lives" is how long you have.',
-        width: 16,
+          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. The token may still live for a while: "time left" is how long you have.',
+        width: 15,
         height: 8,
         empty: 'Nothing needs a person.',
+        hidden: ['reason'],
       },
       [
         {
           name: 'Problem',
           label: 'problem',
           expr: PROBLEMS,
-          width: 210,
+          width: 160,
           cell: COLOURED,
           mappings: [
             words({
@@ -246,7 +250,7 @@ export const fleet = perennialDashboard({
         {
           name: 'What to do',
           label: 'runbook',
-          width: 250,
+          width: 220,
           links: [TO_RUNBOOK],
           mappings: [
             words({
@@ -259,14 +263,15 @@ export const fleet = perennialDashboard({
           ],
         },
         {
-          name: 'Token lives',
+          name: 'Time left',
           expr: ofProblems(each(TIME_LEFT), ' * NaN'),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
+          cell: TEXT,
+          steps: [[null, RED], [0, 'text']],
           mappings: [nothing('no token')],
         },
-        { name: 'Reason', label: 'reason', expr: ofProblems(TROUBLES) },
-        { name: 'Error of the provider', label: 'error' },
+        { name: 'Error of the provider', label: 'error', expr: ofProblems(TROUBLES), width: 165 },
         { name: 'Provider', label: 'provider' },
         { name: 'Instance', label: 'instance' },
       ],
@@ -278,7 +283,7 @@ export const fleet = perennialDashboard({
         title: 'Firing alerts',
         description:
           'Alerts that Prometheus fires now, from the rules that come with Perennial. Empty without those rules too.',
-        width: 8,
+        width: 9,
         height: 8,
         empty: 'No alert fires.',
         hidden: ['alertstate'],
@@ -287,19 +292,20 @@ export const fleet = perennialDashboard({
         {
           name: 'Alert',
           label: 'alertname',
+          width: 180,
           links: [TO_RUNBOOK],
           expr: FIRING,
         },
         {
           name: 'Severity',
           label: 'severity',
-          width: 90,
+          width: 76,
           cell: COLOURED,
           mappings: [words({ critical: { color: RED }, warning: { color: ORANGE }, info: { color: SKY } })],
         },
-        { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
-        { name: 'Provider', label: 'provider' },
-        { name: 'Job', label: 'job_name' },
+        { name: 'Credential', label: 'credential', width: 100, links: [TO_CREDENTIAL] },
+        { name: 'Provider', label: 'provider', width: 95 },
+        { name: 'Job', label: 'job_name', width: 110 },
         { name: 'Instance', label: 'instance' },
       ],
     ),
@@ -327,8 +333,10 @@ export const fleet = perennialDashboard({
         {
           name: 'Time left',
           expr: ofAll(each(TIME_LEFT), ' * NaN'),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
+          cell: TEXT,
+          steps: [[null, RED], [0, 'text']],
           mappings: [nothing('no token')],
         },
         {
@@ -348,13 +356,13 @@ export const fleet = perennialDashboard({
             range(1, null, 'enough', GREEN),
           ],
         },
-        { name: 'Threshold', expr: ofAll(each(THRESHOLD), ' * NaN'), unit: 'dtdurations', decimals: 1, mappings: [nothing('–')] },
         {
           name: 'Next attempt in',
           expr: ofAll(each(until(ofCredential('token_refresh_next_attempt_at_seconds'))), ' * NaN'),
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
-          mappings: [nothing('waits for a person')],
+          width: 150,
+          mappings: [nothing('waits for a person'), range(-30, 0, 'now', SKY)],
         },
         {
           name: 'Attempts left',
@@ -375,8 +383,7 @@ export const fleet = perennialDashboard({
           mappings: [nothing('–')],
         },
         { name: 'Last failure', label: 'reason', expr: ofAll(TROUBLES) },
-        { name: 'Error of the provider', label: 'error' },
-        { name: 'Version', expr: ofAll(each(latest(ofCredential('token_version'))), ' * NaN'), unit: 'none', width: 80 },
+        { name: 'Error of the provider', label: 'error', width: 165 },
         { name: 'Provider', label: 'provider' },
         { name: 'Instance', label: 'instance' },
       ],
@@ -396,16 +403,18 @@ export const fleet = perennialDashboard({
       },
       [
         { name: 'Credential', label: 'credential', links: [TO_CREDENTIAL] },
-        { name: 'In', expr: each(HUMAN_TIME_LEFT), unit: 'dtdurations', decimals: 1 },
+        { name: 'In', expr: each(HUMAN_TIME_LEFT), unit: 's', decimals: 1 },
         {
           name: 'At',
-          expr: `${each(latest(ofCredential('human_needed_by_timestamp_seconds')))} * 1000`,
+          expr: `${each(HUMAN_NEEDED_BY)} * 1000`,
           unit: 'dateTimeAsIso',
+          width: 160,
         },
         {
           name: 'Against its threshold',
           expr: `(${each(HUMAN_TIME_LEFT)}) / ${each(latest(ofCredential('human_needed_alert_threshold_seconds')))}`,
           unit: 'percentunit',
+          width: 170,
           cell: BAR,
           min: 0,
           max: 4,
@@ -440,7 +449,7 @@ export const fleet = perennialDashboard({
           name: 'Failures in a row',
           expr: each(latest(ofProvider('perennial_provider_consecutive_failures')), 'instance, provider'),
           unit: 'short',
-          width: 130,
+          width: 145,
         },
         {
           name: 'Succeeded',
@@ -451,6 +460,7 @@ export const fleet = perennialDashboard({
         },
         {
           name: 'Slowest 5 % take',
+          width: 140,
           expr: `histogram_quantile(0.95, sum by (le, instance, provider) (increase(${ofProvider('refresh_duration_seconds_bucket')}[$__range])))`,
           unit: 's',
           mappings: [nothing('no refresh')],
@@ -498,19 +508,21 @@ export const fleet = perennialDashboard({
       {
         title: 'Error budget left, 30 days',
         description:
-          'The aim: 99 % of the time, the refresh of a token is not overdue. 100 % is left when none was, below 0 the aim is missed. Of the provider that is worst off. Without the recording rules of Perennial: 99 of 100 attempts succeed, which is stricter.',
+          'The aim: 99 % of the time, the refresh of a token is not overdue. 100 % is left when none was, below 0 the aim is missed; "overspent" is by far. Of the provider that is worst off. Without the recording rules of Perennial: 99 of 100 attempts succeed, which is stricter.',
         width: 6,
         height: 5,
         unit: 'percentunit',
         steps: [[null, RED], [0, ORANGE], [0.25, GREEN]],
       },
       [{ expr: `${BUDGET} or ${BUDGET_BY_ATTEMPTS}`, legend: 'left' }],
-    ).decimals(0),
+    )
+      .decimals(0)
+      .mappings([range(null, -1, 'overspent', RED)]),
   )
   .withPanel(
     bigNumber(
       {
-        title: 'Refreshes that succeeded',
+        title: 'Attempts that succeed, worst provider',
         description: 'The share of attempts that succeeded in the time shown, of the provider that is worst off. An attempt that fails is tried again; only if that goes on, tokens are late.',
         width: 6,
         height: 5,

@@ -49,6 +49,11 @@ function finished(dashboard: Dashboard): Dashboard {
     delete variable.auto_min;
     delete variable.auto_count;
   }
+  // Events explain the first graph over time; over all the others they would only be noise.
+  const first = panels.find(({ type }) => type === 'timeseries');
+  dashboard.annotations?.list?.forEach((annotation) => {
+    annotation.filter = { exclude: false, ids: first?.id === undefined ? [] : [first.id] };
+  });
   return dashboard;
 }
 

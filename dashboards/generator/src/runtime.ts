@@ -127,7 +127,7 @@ export const runtime = perennialDashboard({
         {
           name: 'Runs for',
           expr: `time() - ${eachInstance(latest(host('process_start_time_seconds')))}`,
-          unit: 'dtdurations',
+          unit: 's',
           decimals: 1,
           mappings: [nothing('–')],
         },

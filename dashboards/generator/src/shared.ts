@@ -13,13 +13,13 @@ import * as timeseries from '@grafana/grafana-foundation-sdk/timeseries';
 
 // --- Colours -------------------------------------------------------------------------------------
 
-/** After Okabe and Ito: people with any kind of colour vision can tell them apart. */
+/** After Okabe and Ito: people with any kind of colour vision can tell them apart. Their red looks like orange; this one is Tol's. */
 export const GREEN = '#009E73';
 export const SKY = '#56B4E9';
 export const BLUE = '#0072B2';
 export const YELLOW = '#F0E442';
 export const ORANGE = '#E69F00';
-export const RED = '#D55E00';
+export const RED = '#CC3311';
 export const PURPLE = '#CC79A7';
 export const GREY = '#8E8E8E';
 
@@ -205,7 +205,7 @@ export function bigNumber(
     .thresholds(thresholds(place.steps))
     .colorScheme(new dashboard.FieldColorBuilder().mode(dashboard.FieldColorModeId.Thresholds))
     .reduceOptions(new common.ReduceDataOptionsBuilder().calcs(['lastNotNull']).values(false).fields(''))
-    .colorMode(common.BigValueColorMode.Background)
+    .colorMode(common.BigValueColorMode.BackgroundSolid)
     .graphMode(common.BigValueGraphMode.None)
     .textMode(series.length > 1 ? common.BigValueTextMode.ValueAndName : common.BigValueTextMode.Auto)
     .noValue('no data');
@@ -226,10 +226,14 @@ export function lines(place: Place & { unit: string }, series: Series[]): timese
     .tooltip(tooltip());
 }
 
+/** Much longer than a scrape: then $__rate_interval is hardly longer than a step, and no event counts in several. */
+const STEP = '1m';
+
 /** How much happened in each step of time, as stacked bars. */
 export function bars(place: Place & { unit: string }, series: Series[]): timeseries.PanelBuilder {
   return lines(place, series)
     .drawStyle(common.GraphDrawStyle.Bars)
+    .interval(STEP)
     .lineWidth(0)
     .fillOpacity(80)
     .min(0)
@@ -245,6 +249,7 @@ export function colouredOutcomes(panel: timeseries.PanelBuilder): timeseries.Pan
 export function durations(place: Place, expr: string): heatmap.PanelBuilder {
   return placed(new heatmap.PanelBuilder(), place)
     .withTarget(query(expr, 'A').range().format(prometheus.PromQueryFormat.Heatmap).legendFormat('{{le}}'))
+    .interval(STEP)
     .unit('short')
     .calculate(false)
     .yAxis(new heatmap.YAxisConfigBuilder().unit('s').axisPlacement(common.AxisPlacement.Left))
@@ -325,6 +330,8 @@ export function newest(
     .unit('none')
     .align(common.FieldTextAlignment.Auto)
     .filterable(false)
+    // Grafana makes columns 150 wide if it may, and then hides the last ones.
+    .minWidth(90)
     .thresholds(thresholds([[null, 'text']]))
     .transformations([
       ...(expressions.length > 1 ? [{ id: 'merge', options: {} }] : []),
@@ -361,6 +368,8 @@ function cellProperties(column: Column): dashboard.DynamicConfigValue[] {
     'color': column.steps && { mode: 'thresholds' },
     'custom.width': column.width,
     'custom.cellOptions': column.cell,
+    // A label that a series does not have. Without this the cell would say what the empty table says.
+    noValue: column.label && '–',
     links: column.links?.map(({ title, url, newTab }) => ({ title, url, targetBlank: newTab })),
   };
   return Object.entries(all).flatMap(([id, value]) => (value === undefined ? [] : [{ id, value }]));
@@ -370,6 +379,7 @@ export const COLOURED: common.TableCellOptions = {
   type: common.TableCellDisplayMode.ColorBackground,
   mode: common.TableCellBackgroundDisplayMode.Basic,
 };
+export const TEXT: common.TableCellOptions = { type: common.TableCellDisplayMode.ColorText };
 export const BAR: common.TableCellOptions = {
   type: common.TableCellDisplayMode.Gauge,
   mode: common.BarGaugeDisplayMode.Basic,
@@ -435,15 +445,12 @@ function variable(name: string, label: string, query: string): dashboard.QueryVa
     .query(query)
     .definition(query)
     .refresh(dashboard.VariableRefresh.OnTimeRangeChanged)
-    .sort(dashboard.VariableSort.AlphabeticalAsc)
-    .multi(true)
-    .includeAll(true)
-    .allValue('.+');
+    .sort(dashboard.VariableSort.AlphabeticalAsc);
 }
 
-/** A variable with all its values chosen at first. */
+/** A variable that takes several values, with all of them chosen at first. */
 export function all(of: dashboard.QueryVariableBuilder): dashboard.QueryVariableBuilder {
-  return of.current({ text: ['All'], value: ['$__all'] });
+  return of.multi(true).includeAll(true).allValue('.+').current({ text: ['All'], value: ['$__all'] });
 }
 
 export const JOB = all(variable('job', 'Job', 'label_values(perennial_build_info, job)'));
