@@ -21,8 +21,9 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use self::demo::Ended;
 use crate::{
-    config::{self, Config, Found, Loaded, Server},
+    config::{self, Config, Found, Loaded},
     name::Name,
     plugins,
     refresh::ImportError,
@@ -153,11 +154,17 @@ async fn command(cli: Cli) -> Result<(), Failure> {
         || config::load_or_nothing(file, &plugins::kinds()).map_err(Failure::Configuration);
     match cli.command {
         Command::Serve { or_demo: false } => serve::run(loaded(load()?)).await,
-        Command::Serve { or_demo: true } => match load_or_nothing()? {
-            Found::Configuration(found) => serve::run(loaded(*found)).await,
-            Found::Nothing(server) => demo::run_unasked(server).await,
+        Command::Serve { or_demo: true } => loop {
+            match load_or_nothing()? {
+                Found::Configuration(found) => return serve::run(loaded(*found)).await,
+                Found::Nothing(server) => {
+                    if let Ended::Stopped = demo::run_unasked(server).await? {
+                        return Ok(());
+                    }
+                }
+            }
         },
-        Command::Demo(args) => demo::run(args, Server::default()).await,
+        Command::Demo(args) => demo::run(args).await,
         Command::Health(args) => health::run(args, load_or_nothing).await,
         Command::Check => check::run(&load()?),
         Command::Import(args) => import::run(args, &loaded(load()?)).await,

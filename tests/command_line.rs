@@ -411,6 +411,25 @@ fn with_nothing_configured_serve_runs_the_demo_where_it_was_asked_to() {
 }
 
 #[test]
+fn the_demo_gives_way_to_a_configuration() {
+    let mut perennial = Perennial::without_config();
+    perennial.set_env("PERENNIAL_SERVER__LISTEN", "127.0.0.1:0");
+    let mut serving = perennial.start(&["serve", "--or-demo"]);
+    let listens = |line: &str| line.contains("listening");
+    serving.wait_for_line("the demo's address", PATIENCE, |line| {
+        listens(line) && line.contains("\"credentials\":3")
+    });
+    perennial.write("perennial.toml", UNREACHABLE);
+    serving.wait_for_line("the service's address", PATIENCE, |line| {
+        listens(line) && line.contains("\"credentials\":1")
+    });
+    let status = perennial.run(&["status"]);
+    assert!(status.stdout.contains("kitchen"), "{status:?}");
+    serving.signal(Signal::TERM);
+    assert_eq!(serving.wait_for_exit(PATIENCE).code(), Some(0));
+}
+
+#[test]
 fn a_broken_configuration_is_no_reason_for_the_demo() {
     let broken = Perennial::with_config("listen = 1\n");
     let mut misspelled = Perennial::without_config();

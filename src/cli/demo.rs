@@ -3,7 +3,7 @@
 
 mod trouble;
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::anyhow;
 use base64::Engine;
@@ -31,21 +31,48 @@ pub(super) struct Args {
     troubled: bool,
 }
 
+/// A container need not be started anew when its configuration is there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The demo's client at every server.
 const CLIENT: &str = "demo";
 
-/// The demo in place of a service for which nothing is configured.
-pub(super) async fn run_unasked(server: Server) -> Result<(), Failure> {
+/// How a demo ended.
+pub(super) enum Ended {
+    /// Somebody wanted it to.
+    Stopped,
+    /// There is something to serve now.
+    Configured,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    demonstrate(args, Server::default(), std::future::pending()).await?;
+    Ok(())
+}
+
+/// The demo in place of a service for which nothing is configured, until something is.
+pub(super) async fn run_unasked(server: Server) -> Result<Ended, Failure> {
     let environment = config::environment().map_err(Failure::Configuration)?;
+    let file = config::default_file(&environment);
     info!(
-        file = config::default_file(&environment),
+        file,
         "nothing is configured, so this is the demo; for tokens of your own write that file (\"perennial config\" prints one with every key explained), or set YOTO_CLIENT_ID"
     );
-    run(Args::default(), server).await
+    let configured = async {
+        while !Path::new(file).exists() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        info!(file, "there is a configuration: the demo ends");
+    };
+    demonstrate(Args::default(), server, configured).await
 }
 
 /// `settings` say how to serve, where the arguments do not.
-pub(super) async fn run(args: Args, mut settings: Server) -> Result<(), Failure> {
+async fn demonstrate(
+    args: Args,
+    mut settings: Server,
+    configured: impl Future<Output = ()>,
+) -> Result<Ended, Failure> {
     settings.listen = args.listen.unwrap_or(settings.listen);
     let mut signals = serve::Signals::new()?;
     let folder = Folder::new()?;
@@ -85,10 +112,13 @@ pub(super) async fn run(args: Args, mut settings: Server) -> Result<(), Failure>
          \x20 http://{address}/metrics   what Prometheus scrapes\n\n\
          Ctrl-C ends it; nothing is left behind.\n\n"
     ))?;
-    signals.next().await;
+    let ended = tokio::select! {
+        () = signals.next() => Ended::Stopped,
+        () = configured => Ended::Configured,
+    };
     let stopped = serve::stop(running, config.server.shutdown_timeout, &mut signals).await;
     stop.cancel();
-    stopped
+    stopped.map(|()| ended)
 }
 
 /// What a login would bring.
