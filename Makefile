@@ -1,6 +1,6 @@
 # What people do here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help test test-parts check dashboards metrics faults soak stack bench demo
+.PHONY: help test test-parts check dashboards metrics pictures faults soak stack bench demo
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,7 +47,6 @@ bench: ## run the benchmarks (release build)
 demo: ## keep three tokens alive before your eyes (release build; Ctrl-C ends it)
 	cargo run --locked --release -- demo
 
-.PHONY: pictures
 pictures: ## draw dashboards with live data into docs/ (a quarter of an hour; needs Chromium, Prometheus, Node)
 	cargo build --locked
 	npm --prefix dashboards/pictures ci --silent

@@ -69,6 +69,11 @@ const PROBLEMS = [
     ),
   )
   .join(' or ');
+/** How long a person has: until the token dies, or the login where that is what ends soon. */
+const HOW_LONG =
+  `(${each(`${HUMAN_TIME_LEFT} < ${latest(ofCredential('human_needed_alert_threshold_seconds'))}`)}` +
+  ` unless on (${EACH}) ${latest(ofCredential('credential_state', 'state="needs_login"'))} == 1)` +
+  ` or on (${EACH}) ${each(TIME_LEFT)}`;
 /** Completes a query to all rows of `PROBLEMS`, with a value for those that it has nothing for. */
 const ofProblems = (expr: string, otherwise = '') =>
   `(${expr}) and on (${EACH}) (${PROBLEMS}) or on (${EACH}) ${each(PROBLEMS)}${otherwise}`;
@@ -223,7 +228,7 @@ export const fleet = perennialDashboard({
       {
         title: 'What to do now',
         description:
-          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. The token may still live for a while: "time left" is how long you have.',
+          'What only a person can put right, the most urgent first. "What to do" opens that section of the runbook, the name opens the life of the credential. "Time left" is how long you have: until the token expires, or until the login does where that is what ends soon.',
         width: 15,
         height: 8,
         empty: 'Nothing needs a person.',
@@ -264,7 +269,7 @@ export const fleet = perennialDashboard({
         },
         {
           name: 'Time left',
-          expr: ofProblems(each(TIME_LEFT), ' * NaN'),
+          expr: ofProblems(HOW_LONG, ' * NaN'),
           unit: 's',
           decimals: 1,
           cell: TEXT,
