@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
@@ -298,4 +298,41 @@ fn the_versions_are_those_of_the_package() {
     ] {
         assert!(dockerfile.contains(&expected), "{expected}");
     }
+}
+
+#[test]
+fn what_the_program_embeds_is_sent_to_the_build() {
+    let ignored = fs::read_to_string(Path::new(ROOT).join(".dockerignore")).expect("it is there");
+    let sent: BTreeSet<&str> = ignored
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'))
+        .collect();
+    let root = Path::new(ROOT).canonicalize().expect("it is there");
+    let embedded = embedded_files(&root.join("src"));
+    assert!(!embedded.is_empty());
+    for file in embedded {
+        let file = file.strip_prefix(&root).expect("it is in the repository");
+        let folder = file.iter().next().and_then(|first| first.to_str());
+        assert!(sent.contains(folder.expect("text")), "{}", file.display());
+        assert!(!file.starts_with("dashboards/generator"));
+    }
+}
+
+/// The files that the sources in a folder name in `include_str!`.
+fn embedded_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder").flatten();
+    entries
+        .flat_map(|entry| {
+            let path = entry.path();
+            if path.is_dir() {
+                return embedded_files(&path);
+            }
+            let text = fs::read_to_string(&path).expect("text");
+            let named = text.split("include_str!(").skip(1);
+            named
+                .filter_map(|rest| rest.split('"').nth(1))
+                .map(|name| folder.join(name).canonicalize().expect("it exists"))
+                .collect()
+        })
+        .collect()
 }
