@@ -167,9 +167,9 @@ async fn command(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args).await,
         Command::Health(args) => health::run(args, load_or_nothing).await,
         Command::Check => check::run(&load()?),
-        Command::Import(args) => import::run(args, &loaded(load()?)).await,
-        Command::Status(args) => status::run(args, &loaded(load()?)).await,
-        Command::Refresh { name } => refresh::run(&name, &loaded(load()?)).await,
+        Command::Import(args) => import::run(args, &load()?.config).await,
+        Command::Status(args) => status::run(args, &load()?.config).await,
+        Command::Refresh { name } => refresh::run(&name, &load()?.config).await,
         Command::Dashboards(args) => Ok(shipped::dashboards(&args)?),
         Command::Alerts(args) => Ok(shipped::alerts(&args)?),
         Command::Config => {
@@ -200,7 +200,7 @@ fn is_of_the_store(error: &anyhow::Error) -> bool {
         || matches!(error.downcast_ref(), Some(ImportError::Store(_)))
 }
 
-/// The configuration, its warnings logged.
+/// The configuration, its warnings logged: once, by the service, and not by each command beside it.
 fn loaded(loaded: Loaded) -> Config {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
