@@ -136,7 +136,7 @@ impl App {
             metrics: self.refresher.metrics.clone(),
             clock: self.refresher.clock.clone(),
             stop: self.stop.clone(),
-            probed: Mutex::default(),
+            probed: Arc::default(),
         });
         self.runner.start(&scheduler).await?;
 

@@ -21,7 +21,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use self::demo::Ended;
+use self::{demo::Ended, serve::Signals};
 use crate::{
     config::{self, Config, Found, Loaded},
     name::Name,
@@ -150,20 +150,22 @@ fn start(cli: Cli) -> Result<(), Failure> {
 async fn command(cli: Cli) -> Result<(), Failure> {
     let file = cli.config.as_deref();
     let load = || config::load(file, &plugins::kinds()).map_err(Failure::Configuration);
-    let load_or_nothing =
-        || config::load_or_nothing(file, &plugins::kinds()).map_err(Failure::Configuration);
+    let look = || config::load_or_nothing(file, &plugins::kinds());
+    let load_or_nothing = || look().map_err(Failure::Configuration);
     match cli.command {
-        Command::Serve { or_demo: false } => serve::run(loaded(load()?)).await,
-        Command::Serve { or_demo: true } => loop {
-            match load_or_nothing()? {
-                Found::Configuration(found) => return serve::run(loaded(*found)).await,
-                Found::Nothing(server) => {
-                    if let Ended::Stopped = demo::run_unasked(server).await? {
-                        return Ok(());
-                    }
-                }
+        Command::Serve { or_demo: false } => {
+            let mut signals = Signals::new()?;
+            serve::run(loaded(load()?), &mut signals).await
+        }
+        Command::Serve { or_demo: true } => {
+            let mut signals = Signals::new()?;
+            if let Found::Nothing(server) = load_or_nothing()?
+                && let Ended::Stopped = demo::run_unasked(server, look, &mut signals).await?
+            {
+                return Ok(());
             }
-        },
+            serve::run(loaded(load()?), &mut signals).await
+        }
         Command::Demo(args) => demo::run(args).await,
         Command::Health(args) => health::run(args, load_or_nothing).await,
         Command::Check => check::run(&load()?),

@@ -40,7 +40,7 @@ impl TokenSet {
                 scope: None,
                 refresh_in: None,
                 refresh_token_expires_at: None,
-                refresh_token_end_since: None,
+                refresh_token_life: None,
                 provider: Some(provider.clone()),
             },
         }
@@ -68,10 +68,10 @@ pub struct TokenDetails {
     /// When the refresh token dies whatever is done, where the provider said it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_token_expires_at: Option<Timestamp>,
-    /// Since when `refresh_token_expires_at` has been what it is: no refresh since then has
-    /// moved it. So the whole life of a refresh token is known, not only what is left of it.
+    /// The most that was ever left until `refresh_token_expires_at`, since the login: its whole
+    /// life. A provider that names an end which no refresh moves says less and less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refresh_token_end_since: Option<Timestamp>,
+    pub refresh_token_life: Option<Duration>,
     /// The provider that they were asked of, by its name in the configuration. `None` where
     /// that was not kept: in a bare answer, and in stores of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,10 +9,10 @@
 mod flight;
 mod import;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -42,6 +42,8 @@ use crate::{
 const REPLAY_AFTER: TimeDelta = TimeDelta::seconds(1);
 /// The lease outlives the request by this much, for the save that follows it.
 const LEASE_MARGIN: Duration = Duration::from_secs(30);
+/// From here on an operator is told that new tokens are only in memory.
+const SAVE_IS_SLOW: Duration = Duration::from_secs(1);
 
 /// Refreshes members of a fleet.
 pub struct Refresher {
@@ -290,7 +292,16 @@ impl Refresher {
         let mut unsaved = None;
         loop {
             let saved = self.store.save(&member.name, expected, tokens);
-            let found = match self.timed("save", saved).await {
+            let mut saved = pin!(self.timed("save", saved));
+            let saved = match timeout(SAVE_IS_SLOW, &mut saved).await {
+                Ok(saved) => saved,
+                // A disk that hangs says nothing. The save goes on.
+                Err(_) => {
+                    unsaved.get_or_insert_with(|| self.metrics.unsaved());
+                    saved.await
+                }
+            };
+            let found = match saved {
                 Ok(Saved::Version(version)) => return Ok(version),
                 Ok(Saved::Conflict) => self.store.read(&member.name).await,
                 Err(error) => Err(error),

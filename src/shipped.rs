@@ -4,6 +4,13 @@
 /// A file: its path below the folder that it is written to, and its text.
 pub type Shipped = (&'static str, &'static str);
 
+/// Files that are there to be changed: where there is one already, it is the user's.
+pub const TO_BE_CHANGED: [&str; 3] = [
+    "prometheus.yml",
+    "alertmanager.yml",
+    "provisioning/datasources/perennial.yml",
+];
+
 /// Where the runbook of the alerts is taken to be: this service serves it.
 pub const RUNBOOK_URL: &str = "http://localhost:9464/runbook";
 

@@ -117,6 +117,24 @@ async fn nothing_is_published_before_it_is_saved() {
 }
 
 #[tokio::test]
+async fn tokens_whose_save_hangs_are_counted_until_it_ends() {
+    let place = Place::with_one().await;
+    let unsaved = || {
+        let metrics = &place.refresher.metrics;
+        let text = metrics.encode(place.clock.now().wall, true);
+        text.contains("\nperennial_store_unsaved_credentials 1\n")
+    };
+    let hung = place.store.saving.lock().await;
+    let refresh = place.begin(Cause::Due);
+    place.eventually("the save to be slow", unsaved).await;
+    assert_eq!(place.version(), 1);
+    drop(hung);
+    assert_eq!(refresh.await.unwrap(), Outcome::Refreshed(2));
+    assert!(!unsaved());
+    assert_eq!(token(&place.stored().await), "refresh-1");
+}
+
+#[tokio::test]
 async fn without_an_intent_nothing_is_sent() {
     let place = Place::with_one().await;
     place.store.fail("checkout", 1);
@@ -794,6 +812,7 @@ impl Place {
         let store = Arc::new(Flaky {
             store,
             failures: Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
         });
         let clock = Arc::new(Hands {
             start,
@@ -1041,6 +1060,8 @@ impl Grant for PanicsFirst {
 struct Flaky {
     store: SqliteStore,
     failures: Mutex<BTreeMap<&'static str, u32>>,
+    /// Who holds it makes every save hang.
+    saving: tokio::sync::Mutex<()>,
 }
 
 impl Flaky {
@@ -1096,6 +1117,7 @@ impl Store for Flaky {
         tokens: &TokenSet,
     ) -> Result<Saved, StoreError> {
         self.perhaps("save")?;
+        let _saving = self.saving.lock().await;
         self.store.save(name, expected, tokens).await
     }
 

@@ -691,7 +691,7 @@ fn tokens(text: &str) -> TokenSet {
             scope: None,
             refresh_in: None,
             refresh_token_expires_at: None,
-            refresh_token_end_since: None,
+            refresh_token_life: None,
             provider: None,
         },
     }

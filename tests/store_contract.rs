@@ -468,7 +468,7 @@ async fn tokens_are_kept_byte_for_byte(place: impl Place) {
             scope: Some(String::new()),
             refresh_in: Some(Duration::from_millis(1)),
             refresh_token_expires_at: Some(DateTime::from_timestamp(4_000_000_000, 0).unwrap()),
-            refresh_token_end_since: None,
+            refresh_token_life: None,
             provider: Some(name("acme")),
         },
     };
@@ -482,7 +482,7 @@ async fn tokens_are_kept_byte_for_byte(place: impl Place) {
             scope: None,
             refresh_in: None,
             refresh_token_expires_at: None,
-            refresh_token_end_since: None,
+            refresh_token_life: None,
             ..full.details.clone()
         },
     };
@@ -615,7 +615,7 @@ fn tokens(text: &str) -> TokenSet {
             scope: Some("profile offline_access".into()),
             refresh_in: None,
             refresh_token_expires_at: None,
-            refresh_token_end_since: None,
+            refresh_token_life: None,
             provider: None,
         },
     }

@@ -8,13 +8,13 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use anyhow::anyhow;
 use base64::Engine;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::trouble::{TROUBLES, Trouble};
-use super::{Failure, serve};
+use super::{Failure, serve, serve::Signals};
 use crate::{
     app::App,
-    config::{self, Config, Input, Server},
+    config::{self, Config, Found, Input, Server},
     demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
     http::listener::BindError,
     plugins,
@@ -46,12 +46,18 @@ pub(super) enum Ended {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    demonstrate(args, Server::default(), std::future::pending()).await?;
+    let never = std::future::pending();
+    demonstrate(args, Server::default(), never, &mut Signals::new()?).await?;
     Ok(())
 }
 
-/// The demo in place of a service for which nothing is configured, until something is.
-pub(super) async fn run_unasked(server: Server) -> Result<Ended, Failure> {
+/// The demo in place of a service for which nothing is configured, until `look` finds that
+/// something is.
+pub(super) async fn run_unasked(
+    server: Server,
+    look: impl Fn() -> Result<Found, config::Errors>,
+    signals: &mut Signals,
+) -> Result<Ended, Failure> {
     let environment = config::environment().map_err(Failure::Configuration)?;
     let file = config::default_file(&environment);
     info!(
@@ -59,12 +65,23 @@ pub(super) async fn run_unasked(server: Server) -> Result<Ended, Failure> {
         "nothing is configured, so this is the demo; for tokens of your own write that file (\"perennial config\" prints one with every key explained), or set YOTO_CLIENT_ID"
     );
     let configured = async {
-        while !Path::new(file).exists() {
+        let mut said = String::new();
+        loop {
             tokio::time::sleep(LOOK_AGAIN).await;
+            match look() {
+                Ok(Found::Nothing(_)) => {}
+                Ok(Found::Configuration(_)) => break,
+                // Somebody may be in the middle of writing it.
+                Err(errors) if errors.to_string() == said => {}
+                Err(errors) => {
+                    said = errors.to_string();
+                    warn!("the demo goes on until this is mended: {said}");
+                }
+            }
         }
         info!(file, "there is a configuration: the demo ends");
     };
-    demonstrate(Args::default(), server, configured).await
+    demonstrate(Args::default(), server, configured, signals).await
 }
 
 /// `settings` say how to serve, where the arguments do not.
@@ -72,9 +89,9 @@ async fn demonstrate(
     args: Args,
     mut settings: Server,
     configured: impl Future<Output = ()>,
+    signals: &mut Signals,
 ) -> Result<Ended, Failure> {
     settings.listen = args.listen.unwrap_or(settings.listen);
-    let mut signals = serve::Signals::new()?;
     let folder = Folder::new()?;
     let stop = CancellationToken::new();
     let server = AuthorizationServer::start(Behaviour::default(), stop.clone()).await?;
@@ -116,7 +133,7 @@ async fn demonstrate(
         () = signals.next() => Ended::Stopped,
         () = configured => Ended::Configured,
     };
-    let stopped = serve::stop(running, config.server.shutdown_timeout, &mut signals).await;
+    let stopped = serve::stop(running, config.server.shutdown_timeout, signals).await;
     stop.cancel();
     stopped.map(|()| ended)
 }

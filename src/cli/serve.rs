@@ -11,8 +11,7 @@ use crate::{
     config::Config,
 };
 
-pub(super) async fn run(config: Config) -> Result<(), Failure> {
-    let mut signals = Signals::new()?;
+pub(super) async fn run(config: Config, signals: &mut Signals) -> Result<(), Failure> {
     let app = App::open(&config).await?;
     let lifetimes: BTreeMap<_, _> = app
         .refresher
@@ -32,7 +31,7 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
     // The fleet has taken from it what it needs; for many credentials it is large.
     drop((config, lifetimes));
     signals.next().await;
-    stop(running, deadline, &mut signals).await
+    stop(running, deadline, signals).await
 }
 
 /// Drains; a second signal, or the deadline, ends it at once.

@@ -1,13 +1,13 @@
 //! `perennial dashboards` and `perennial alerts`: the files that are inside the binary, as files.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::shipped::{ALERTS, DASHBOARDS, RUNBOOK_URL};
+use crate::{
+    shipped::{ALERTS, DASHBOARDS, RUNBOOK_URL, TO_BE_CHANGED},
+    sinks::file,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Dashboards {
@@ -29,7 +29,7 @@ struct Target {
     /// The folder that they are written to; made if there is none
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace files that were changed, or that are of another version
+    /// Replace what differs. Configurations that are there to be changed are kept all the same
     #[arg(long)]
     force: bool,
 }
@@ -45,35 +45,51 @@ pub(super) fn alerts(args: &Alerts) -> anyhow::Result<()> {
     args.target.write(&files)
 }
 
+/// What becomes of one file.
+enum Fate {
+    /// It is not there, or it is the same.
+    Written,
+    /// It is there, and it is the user's.
+    Kept,
+    /// It is there, and was changed or is of another version.
+    Replaced,
+}
+
 impl Target {
     /// All of them, or none where one would overwrite something else.
     fn write(&self, files: &[(&str, String)]) -> anyhow::Result<()> {
+        let mut fates = Vec::new();
         for (name, text) in files {
             let path = self.out.join(name);
-            let differs = match fs::read(&path) {
-                Ok(found) => found != text.as_bytes(),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            let fate = match fs::read(&path) {
+                Ok(found) if found == text.as_bytes() => Fate::Written,
+                Ok(_) if TO_BE_CHANGED.contains(name) => Fate::Kept,
+                Ok(_) => Fate::Replaced,
+                Err(error) if error.kind() == ErrorKind::NotFound => Fate::Written,
                 Err(error) => return Err(error).with_context(|| path.display().to_string()),
             };
-            if differs && !self.force {
-                bail!(
-                    "{} is there and differs; nothing was written: add --force to replace it, or name another folder",
-                    path.display()
-                );
-            }
+            fates.push((path, text, fate));
         }
-        for (name, text) in files {
-            let path = self.out.join(name);
-            put(&path, text).with_context(|| path.display().to_string())?;
-            super::print(&format!("{}\n", path.display()))?;
+        let replaced: Vec<String> = fates
+            .iter()
+            .filter(|(.., fate)| matches!(fate, Fate::Replaced))
+            .map(|(path, ..)| path.display().to_string())
+            .collect();
+        if !replaced.is_empty() && !self.force {
+            bail!(
+                "there already, and different: {}; nothing was written: add --force to replace, or name another folder",
+                replaced.join(", ")
+            );
+        }
+        for (path, text, fate) in fates {
+            let shown = path.display();
+            if let Fate::Kept = fate {
+                super::print(&format!("{shown} (yours, kept)\n"))?;
+                continue;
+            }
+            file::replace(&path, text.as_bytes(), 0o644).with_context(|| shown.to_string())?;
+            super::print(&format!("{shown}\n"))?;
         }
         Ok(())
     }
-}
-
-fn put(path: &Path, text: &str) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(path, text)
 }

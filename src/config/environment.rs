@@ -123,13 +123,22 @@ pub fn defines_something(env: &Environment) -> bool {
         })
 }
 
+/// Whether a variable is about more than how to listen and to log.
+pub fn says_more_than_how_to_serve(env: &Environment) -> bool {
+    ours(env).any(|(name, _)| !name.starts_with("PERENNIAL_SERVER__"))
+}
+
+/// The variables that mean keys of the configuration.
+fn ours(env: &Environment) -> impl Iterator<Item = (&String, &String)> {
+    env.0.iter().filter(|(name, _)| {
+        name.starts_with(PREFIX) && !OTHERS.contains(&name.as_str()) && !is_service_link(name)
+    })
+}
+
 /// Puts `PERENNIAL_<SECTION>__<KEY>` and `PERENNIAL_<SECTION>__<NAME>__<KEY>` over the
 /// tree. A text is taken as it is, everything else is written as in TOML.
 pub fn override_with(root: &mut Node, env: &Environment, types: &Types, out: &mut Vec<Problem>) {
-    let ours = env.0.iter().filter(|(name, _)| {
-        name.starts_with(PREFIX) && !OTHERS.contains(&name.as_str()) && !is_service_link(name)
-    });
-    for (name, value) in ours {
+    for (name, value) in ours(env) {
         let origin = Origin::Variable(name.as_str().into());
         let target = match SHORT.iter().find(|(short, _)| short == name) {
             Some((_, path)) => Ok(path.iter().map(|&key| key.to_owned()).collect()),

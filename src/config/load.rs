@@ -67,20 +67,39 @@ pub fn load(file: Option<&Path>, kinds: &Kinds) -> Result<Loaded, Errors> {
     with_input(file, |input| resolve(input, kinds))
 }
 
-/// [`load`] for who can do without a configuration. One that is broken, or a file that was
-/// given and does not exist, is no such case.
+/// [`load`] for who can do without a configuration: a blank file counts as none. One that is
+/// broken, or a file that was given and does not exist, is no such case; nor is a store without a
+/// configuration, or a variable that somebody set for one: that is a mistake.
 ///
 /// # Errors
-/// As [`load`], but for the error that nothing is configured.
+/// As [`load`].
 pub fn load_or_nothing(file: Option<&Path>, kinds: &Kinds) -> Result<Found, Errors> {
     with_input(file, |input| {
-        if input.file.is_some() || environment_defines_something(input.env) {
+        let is_blank = input.file.is_none_or(|(_, text)| text.trim().is_empty());
+        if !is_blank || yoto::is_configured(input.env) || environment::defines_something(input.env)
+        {
             return Ok(Found::Configuration(Box::new(resolve(input, kinds)?)));
         }
         // As for an empty file, so that the other variables are checked as always.
-        let file = Some((default_file(input.env), ""));
-        let loaded = resolve(&Input { file, ..*input }, kinds)?;
-        Ok(Found::Nothing(loaded.config.server))
+        let name = default_file(input.env);
+        let as_empty = Input {
+            file: Some((name, "")),
+            ..*input
+        };
+        let config = resolve(&as_empty, kinds)?.config;
+        let store = config.store.sqlite_path();
+        if store.exists() {
+            let text = format!(
+                "nothing is configured: there is no {name} here, but {} is; bring the \
+                 configuration of that store back, or move the store away",
+                store.display()
+            );
+            return Err(Problem::new(&Origin::Default, "", text).into());
+        }
+        if yoto::is_mentioned(input.env) || environment::says_more_than_how_to_serve(input.env) {
+            return Err(nothing_configured(input.env));
+        }
+        Ok(Found::Nothing(config.server))
     })
 }
 
@@ -93,7 +112,12 @@ fn with_input<T>(
     let name = path.display().to_string();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => Some(text),
-        Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => None,
+        // A link to nothing was meant to be one to something.
+        Err(error)
+            if error.kind() == ErrorKind::NotFound && file.is_none() && !path.is_symlink() =>
+        {
+            None
+        }
         Err(error) => {
             let text = format!("cannot be read: {error}; name an existing file with --config");
             return Err(Problem::new(&Origin::Default, name, text).into());
@@ -106,10 +130,6 @@ fn with_input<T>(
         read: &read,
     };
     work(&input)
-}
-
-fn environment_defines_something(env: &Environment) -> bool {
-    yoto::means_something(env) || environment::defines_something(env)
 }
 
 /// [`load`] without the process and the file system around it.
@@ -186,13 +206,17 @@ fn without_file(
     if environment::defines_something(env) {
         return Ok(Node::table(&Origin::Default));
     }
+    Err(nothing_configured(env))
+}
+
+fn nothing_configured(env: &Environment) -> Errors {
     let file = default_file(env);
     let text = format!(
         "nothing is configured: there is no {file} here, and YOTO_CLIENT_ID is not set; \
          try \"perennial demo\", begin a file with \"perennial config > {file}\", or set \
          YOTO_CLIENT_ID"
     );
-    Err(Problem::new(&Origin::Default, "", text).into())
+    Problem::new(&Origin::Default, "", text).into()
 }
 
 /// The job that exists when no job is configured: tokens live by the refresh policy alone.

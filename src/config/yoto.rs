@@ -9,9 +9,15 @@ const TOKEN_FILE: &str = "YOTO_REFRESH_TOKEN_FILE";
 const CRON: &str = "TOKEN_REFRESH_CRON";
 const HOURS: &str = "TOKEN_REFRESH_INTERVAL_HOURS";
 
-/// Whether the variables mean a configuration.
-pub fn means_something(env: &Environment) -> bool {
+/// Whether the variables make a configuration.
+pub fn is_configured(env: &Environment) -> bool {
     env.filled(CLIENT_ID).is_some()
+}
+
+/// Whether one of them is set, if only by somebody who misspelled another.
+pub fn is_mentioned(env: &Environment) -> bool {
+    let all = [CLIENT_ID, TOKEN_FILE, CRON, HOURS];
+    all.iter().any(|name| env.filled(name).is_some())
 }
 
 /// The configuration that the variables mean; none without `YOTO_CLIENT_ID`. An empty

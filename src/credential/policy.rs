@@ -37,6 +37,8 @@ const SHORTEST_REFRESH_IN: TimeDelta = TimeDelta::minutes(1);
 const LONGEST_LIFE: TimeDelta = TimeDelta::days(3_650);
 /// The user's own rule: warn below 6 hours.
 const ALERT_AT_MOST: TimeDelta = TimeDelta::hours(6);
+/// Two answers that give a whole new term may differ by so much, since they count in seconds.
+const SAME_TERM: TimeDelta = TimeDelta::seconds(2);
 /// A person who is on holiday for a week sees the warning before it is too late.
 const HUMAN_ALERT_AT_MOST: TimeDelta = TimeDelta::days(7);
 
@@ -244,11 +246,24 @@ impl Credential {
         )
     }
 
-    /// When only a new login helps, whatever is refreshed until then; `None` where it is not
-    /// known. On the wall clock, as the provider named it.
-    pub fn human_needed_by(&self) -> Option<Timestamp> {
+    /// When the refresh token dies, on the wall clock of `now`; `None` where it is not known.
+    pub fn refresh_token_expires_at(&self, now: Moment) -> Option<Timestamp> {
+        let (tokens, since) = self.tokens.as_ref()?;
+        let details = &tokens.details;
+        // The provider named a span: a clock that was set meanwhile moves both of its ends.
+        let left = details.refresh_token_expires_at? - details.issued_at;
+        Some(since.on_wall(now) + left)
+    }
+
+    /// When only a new login helps, whatever is refreshed until then. `None` where it is not
+    /// known, and while nothing shows that the provider's deadline stays where it is: one that
+    /// each refresh moves needs no person.
+    pub fn human_needed_by(&self, now: Moment) -> Option<Timestamp> {
         let (tokens, _) = self.tokens.as_ref()?;
-        tokens.details.refresh_token_expires_at
+        let details = &tokens.details;
+        let left = details.refresh_token_expires_at? - details.issued_at;
+        let stays = delta(details.refresh_token_life?) > left + SAME_TERM;
+        stays.then(|| self.refresh_token_expires_at(now))?
     }
 
     /// Below this much time until [`Self::human_needed_by`], somebody should know: a week, or
@@ -256,9 +271,7 @@ impl Credential {
     /// day would otherwise warn for ever.
     pub fn human_alert_threshold(&self) -> Option<TimeDelta> {
         let (tokens, _) = self.tokens.as_ref()?;
-        let details = &tokens.details;
-        let since = details.refresh_token_end_since.unwrap_or(details.issued_at);
-        let life = (details.refresh_token_expires_at? - since).max(TimeDelta::zero());
+        let life = delta(tokens.details.refresh_token_life?);
         Some((life / 4).min(HUMAN_ALERT_AT_MOST))
     }
 
@@ -386,7 +399,7 @@ mod tests {
             scope: None,
             refresh_in: None,
             refresh_token_expires_at: None,
-            refresh_token_end_since: None,
+            refresh_token_life: None,
             provider: None,
         }
     }
@@ -411,15 +424,21 @@ mod tests {
         "player".parse().unwrap()
     }
 
+    /// A credential whose refresh token has so much left of so long a life.
+    fn logged_in(left: TimeDelta, life: TimeDelta) -> Credential {
+        let mut credential = credential(3_600);
+        let (tokens, _) = credential.tokens.as_mut().unwrap();
+        let details = &mut Arc::make_mut(tokens).details;
+        details.refresh_token_expires_at = Some(details.issued_at + left);
+        details.refresh_token_life = Some(life.to_std().unwrap());
+        credential
+    }
+
     #[test]
     fn a_person_is_warned_a_week_ahead_or_in_the_last_quarter_of_a_login() {
         let threshold = |days: i64| {
-            let mut credential = credential(3_600);
-            let (tokens, _) = credential.tokens.as_mut().unwrap();
-            let details = &mut Arc::make_mut(tokens).details;
-            details.refresh_token_end_since = Some(details.issued_at);
-            details.refresh_token_expires_at = Some(details.issued_at + TimeDelta::days(days));
-            credential.human_alert_threshold().unwrap()
+            let life = TimeDelta::days(days);
+            logged_in(life, life).human_alert_threshold().unwrap()
         };
         assert_eq!(threshold(100), TimeDelta::days(7));
         assert_eq!(threshold(28), TimeDelta::days(7));
@@ -429,6 +448,18 @@ mod tests {
             None,
             "no end is known"
         );
+    }
+
+    #[test]
+    fn a_person_is_needed_only_by_a_deadline_that_no_refresh_moves() {
+        let day = TimeDelta::days(1);
+        let (hour, second) = (TimeDelta::hours(1), TimeDelta::seconds(1));
+        let by = |left| logged_in(left, day).human_needed_by(moment(60));
+        assert_eq!(by(day), None, "the first answer, or a new term each time");
+        assert_eq!(by(day - second), None, "give or take a second");
+        assert_eq!(by(day - hour), Some(moment(0).wall + (day - hour)));
+        let end = logged_in(day, day).refresh_token_expires_at(moment(60));
+        assert_eq!(end, Some(moment(0).wall + day));
     }
 
     #[test]

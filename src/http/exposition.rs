@@ -14,7 +14,7 @@ use crate::{
     forecast::Forecast,
     job::Trigger,
     name::Name,
-    oauth::answer::label,
+    oauth::answer::is_known,
     provider::Provider,
     runner::{Hosted, Missed, RunOutcome},
     scheduler::Scheduler,
@@ -84,17 +84,23 @@ const GAUGES: [Gauge; 10] = [
     (
         "refresh_token_expires_at_seconds",
         "When the refresh token expires, in seconds since 1970, where the provider said it.",
-        |row| row.credential().human_needed_by().map(unix),
+        |row| {
+            let end = row.credential().refresh_token_expires_at(row.now);
+            end.map(unix)
+        },
     ),
     (
         "human_needed_by_timestamp_seconds",
-        "The earliest time at which only a new login helps, in seconds since 1970, where it is known.",
-        |row| row.credential().human_needed_by().map(unix),
+        "When only a new login helps, in seconds since 1970; absent while no answer has shown a deadline that refreshes do not move.",
+        |row| row.credential().human_needed_by(row.now).map(unix),
     ),
     (
         "human_needed_alert_threshold_seconds",
         "Warn when a new login is needed in less than this: a quarter of the refresh token's life, at most 7 days.",
-        |row| row.credential().human_alert_threshold().map(seconds),
+        |row| {
+            row.credential().human_needed_by(row.now)?;
+            row.credential().human_alert_threshold().map(seconds)
+        },
     ),
     (
         "refresh_attempts_left",
@@ -214,7 +220,7 @@ pub fn credentials(fleet: &Fleet, now: Moment, out: &mut String) {
     );
     for row in &rows {
         if let Some((reason, detail)) = row.credential().trouble_in_words() {
-            let (reason, error) = (reason.as_str(), label(detail));
+            let (reason, error) = (reason.as_str(), error_label(detail));
             let labels = format_args!("{},reason=\"{reason}\",error=\"{error}\"", row.labels);
             line(out, "credential_trouble", labels, 1.0);
         }
@@ -392,6 +398,43 @@ pub fn jobs<'a>(
     }
 }
 
+/// What we call things that no server named.
+const OWN_WORDS: [&str; 19] = [
+    "connect",
+    "connection_broke",
+    "no_answer_in_time",
+    "answer_too_large",
+    "no_access_token",
+    "no_refresh_token",
+    "refresh_token_known_dead",
+    "nothing_sent",
+    "not_read_again",
+    "unreadable_code",
+    "row_unreadable",
+    "tokens_of_another_provider",
+    "discovery_unreachable",
+    "discovery_not_found",
+    "discovery_too_large",
+    "discovery_not_metadata",
+    "discovery_issuer_mismatch",
+    "discovery_bad_token_endpoint",
+    "discovery_token_endpoint_without_tls",
+];
+
+/// What went wrong, as a label: an error code of the standards, a word of ours, an HTTP status. A
+/// server's own code is any text, so it is `other`.
+fn error_label(detail: &str) -> &str {
+    let status = detail
+        .trim_start_matches("discovery_")
+        .strip_prefix("http_");
+    let is_status = status.is_some_and(|digits| digits.len() == 3 && digits.parse::<u16>().is_ok());
+    if is_status || is_known(detail) || OWN_WORDS.contains(&detail) {
+        detail
+    } else {
+        "other"
+    }
+}
+
 /// A label value that may hold anything, such as a schedule over two lines.
 fn escaped(value: &str) -> String {
     value
@@ -414,4 +457,26 @@ fn unix(at: Timestamp) -> f64 {
 
 fn seconds(delta: chrono::TimeDelta) -> f64 {
     delta.num_milliseconds() as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_label_is_a_word_of_the_standards_or_ours_or_other() {
+        let known = [
+            "invalid_grant",
+            "invalid_client",
+            "slow_down",
+            "http_503",
+            "discovery_http_404",
+        ];
+        for known in known.iter().chain(&OWN_WORDS) {
+            assert_eq!(error_label(known), *known);
+        }
+        for foreign in ["bad_refresh_token", "http_", "http_5034", "http_x03", ""] {
+            assert_eq!(error_label(foreign), "other", "{foreign}");
+        }
+    }
 }

@@ -1,11 +1,8 @@
 //! What the service answers to everybody: `/metrics`, `/healthz`, `/readyz`, `/runbook`, `/`.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use warp::{Filter, Rejection, Reply, http::StatusCode, http::header, reply::Response};
 
@@ -42,7 +39,7 @@ pub struct Service {
     /// Cancelled when the service is to stop: from then on it is not ready.
     pub stop: CancellationToken,
     /// The last probe of the store.
-    pub probed: Mutex<Option<(Instant, Result<(), String>)>>,
+    pub probed: Arc<Mutex<Option<(Instant, Result<(), String>)>>>,
 }
 
 /// The routes, measured.
@@ -161,24 +158,26 @@ async fn readyz(service: Arc<Service>) -> Response {
 
 /// Proves that the store can write, or looks back at a proof that is good still.
 async fn store_can_write(service: &Service) -> Result<(), String> {
-    let probed = || {
-        service
-            .probed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    let proof = async {
+        let mut probed = service.probed.clone().lock_owned().await;
+        if let Some((at, result)) = &*probed
+            && at.elapsed() < PROBE_GOOD_FOR
+        {
+            return result.clone();
+        }
+        let store = service.store.clone();
+        // In a task of its own that keeps the lock: one that hangs is the only one, however
+        // many ask.
+        let probe = tokio::spawn(async move {
+            let result = store.probe().await.map_err(|error| error.to_string());
+            *probed = Some((Instant::now(), result.clone()));
+            result
+        });
+        probe.await.unwrap_or_else(|error| Err(error.to_string()))
     };
-    let known = probed().clone();
-    if let Some((at, result)) = known
-        && at.elapsed() < PROBE_GOOD_FOR
-    {
-        return result;
-    }
-    let result = match tokio::time::timeout(PROBE_PATIENCE, service.store.probe()).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("the store has not written for a second".to_owned()),
-    };
-    *probed() = Some((Instant::now(), result.clone()));
-    result
+    tokio::time::timeout(PROBE_PATIENCE, proof)
+        .await
+        .unwrap_or_else(|_| Err("the store has not written for a second".to_owned()))
 }
 
 fn answer(status: StatusCode, text: &str) -> Response {

@@ -48,8 +48,6 @@ pub struct Context<'a> {
 
 /// A server that asks for longer than this is not believed.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
-/// Whole seconds in an answer, and its way to us, move an end that stays by so much.
-const SAME_END: TimeDelta = TimeDelta::seconds(2);
 /// The lifetime assumed where nothing is known.
 const ASSUMED_LIFETIME: Duration = Duration::from_secs(3_600);
 
@@ -154,7 +152,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
         ),
     };
     let refresh_token_expires_at = refresh_token_end(fields, context).or(carried_end);
-    let refresh_token_end_since = end_since(refresh_token_expires_at, context);
+    let refresh_token_life = life_until(refresh_token_expires_at, context);
     Some(TokenSet {
         access_token: Secret::new(access_token),
         refresh_token,
@@ -167,7 +165,7 @@ fn tokens(fields: &Map<String, Value>, raw: &Raw, context: &Context<'_>) -> Opti
                 .or_else(|| previous.and_then(|previous| previous.details.scope.clone())),
             refresh_in: seconds(fields, "refresh_in"),
             refresh_token_expires_at,
-            refresh_token_end_since,
+            refresh_token_life,
             provider: None,
         },
     })
@@ -182,35 +180,41 @@ fn refresh_token_alone(fields: &Map<String, Value>, context: &Context<'_>) -> Op
         refresh_token: Some(new),
         details: TokenDetails {
             refresh_token_expires_at: end,
-            refresh_token_end_since: end_since(end, context),
+            refresh_token_life: life_until(end, context),
             ..previous.details.clone()
         },
         ..previous.clone()
     })
 }
 
+/// How long a refresh token still lives, in seconds: no RFC names it. Google and Microsoft, Keycloak,
+/// Intuit.
+const REFRESH_TOKEN_LEFT: [&str; 3] = [
+    "refresh_token_expires_in",
+    "refresh_expires_in",
+    "x_refresh_token_expires_in",
+];
+
 /// When the refresh token dies, where the answer says it.
 fn refresh_token_end(fields: &Map<String, Value>, context: &Context<'_>) -> Option<Timestamp> {
-    let lifetime = ["refresh_token_expires_in", "refresh_expires_in"]
+    // A client has no login that could end.
+    if !context.spends {
+        return None;
+    }
+    let lifetime = REFRESH_TOKEN_LEFT
         .iter()
         .find_map(|name| seconds(fields, name))?;
     let lifetime = TimeDelta::from_std(lifetime).ok()?;
     context.issued_at.checked_add_signed(lifetime)
 }
 
-/// Since when the refresh token has had this end. Providers name an end that no refresh moves
-/// as an ever smaller `refresh_token_expires_in`; where each refresh buys a new term, the end
-/// moves as far as time has gone on.
-fn end_since(end: Option<Timestamp>, context: &Context<'_>) -> Option<Timestamp> {
-    let end = end?;
-    let stayed = context.previous.and_then(|previous| {
-        let before = &previous.details;
-        let moved = end - before.refresh_token_expires_at?;
-        let passed = context.issued_at - before.issued_at;
-        (moved.abs() <= SAME_END.max(passed / 2))
-            .then(|| before.refresh_token_end_since.unwrap_or(before.issued_at))
-    });
-    Some(stayed.unwrap_or(context.issued_at))
+/// The whole life of a refresh token that dies at `end`: the most that was ever left of it.
+fn life_until(end: Option<Timestamp>, context: &Context<'_>) -> Option<Duration> {
+    let left = (end? - context.issued_at).to_std().unwrap_or_default();
+    let before = context
+        .previous
+        .and_then(|previous| previous.details.refresh_token_life);
+    Some(before.map_or(left, |before| before.max(left)))
 }
 
 /// The lifetime and where it comes from, best source first.
@@ -261,23 +265,6 @@ const NEEDS_LOGIN: [&str; 5] = [
     "login_required",
     "consent_required",
     "account_selection_required",
-];
-/// What we call things that a server did not name.
-const OWN_WORDS: [&str; 14] = [
-    "slow_down",
-    "connect",
-    "connection_broke",
-    "no_answer_in_time",
-    "answer_too_large",
-    "no_access_token",
-    "no_refresh_token",
-    "refresh_token_known_dead",
-    "nothing_sent",
-    "not_read_again",
-    "discovery_unreachable",
-    "unreadable_code",
-    "row_unreadable",
-    "tokens_of_another_provider",
 ];
 /// Codes that pass by themselves.
 const TRANSIENT: [&str; 3] = [
@@ -347,14 +334,10 @@ fn by_status(status: StatusCode, raw: &Raw, context: &Context<'_>) -> GrantError
     }
 }
 
-/// What went wrong, as a label: a code from our lists, the word of a broken connection, an HTTP
-/// status. A server's own code is any text, so it is `other`.
-pub fn label(detail: &str) -> &str {
-    let ours = [&NEEDS_LOGIN[..], &TRANSIENT, &MISCONFIGURED, &OWN_WORDS];
-    let known = ours.iter().any(|list| list.contains(&detail));
-    let status = detail.strip_prefix("http_");
-    let is_status = status.is_some_and(|digits| digits.len() == 3 && digits.parse::<u16>().is_ok());
-    if known || is_status { detail } else { "other" }
+/// Is this error code in one of our lists?
+pub fn is_known(code: &str) -> bool {
+    let lists = [&NEEDS_LOGIN[..], &TRANSIENT, &MISCONFIGURED, &["slow_down"]];
+    lists.iter().any(|list| list.contains(&code))
 }
 
 fn bad_answer(detail: &str) -> GrantError {
@@ -395,8 +378,7 @@ fn retry_after(raw: &Raw, now: Timestamp) -> Option<Duration> {
 /// our own token sent back or a new one, so it must look like a code (`bad_refresh_token`; no
 /// digits, one case) and share nothing with what was sent.
 fn printable(code: &str, context: &Context<'_>) -> String {
-    let ours = [&NEEDS_LOGIN[..], &TRANSIENT, &MISCONFIGURED, &["slow_down"]].concat();
-    let known = ours.contains(&code) || context.needs_login_errors.iter().any(|own| own == code);
+    let known = is_known(code) || context.needs_login_errors.iter().any(|own| own == code);
     let words = |letter: fn(&char) -> bool| code.chars().all(|c| c == '_' || letter(&c));
     let looks_like_one =
         code.len() <= 40 && (words(char::is_ascii_lowercase) || words(char::is_ascii_uppercase));

@@ -33,18 +33,18 @@ pub enum Heard {
 pub struct Breaker {
     failures: u32,
     pauses: u32,
-    closed_until: Option<TimeDelta>,
+    left_alone_until: Option<TimeDelta>,
     probing_since: Option<TimeDelta>,
 }
 
 impl Breaker {
     /// May a request go out now? If not, how long until it is worth asking again.
     pub fn admit(&mut self, now: TimeDelta) -> Result<(), TimeDelta> {
-        if let Some(until) = self.closed_until {
+        if let Some(until) = self.left_alone_until {
             if now < until {
                 return Err(until - now);
             }
-            self.closed_until = None;
+            self.left_alone_until = None;
             self.probing_since = Some(now);
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl Breaker {
 
     /// Is the provider left alone, but for one request now and then that tries it?
     pub fn is_open(&self, now: TimeDelta) -> bool {
-        let left_alone = self.closed_until.is_some_and(|until| now < until);
+        let left_alone = self.left_alone_until.is_some_and(|until| now < until);
         left_alone || self.probing_since.is_some() || self.failures >= FAILURES_TO_OPEN
     }
 
@@ -81,14 +81,14 @@ impl Breaker {
             Heard::Nothing => {
                 // The next request is the probe then.
                 if probing {
-                    self.closed_until = Some(now);
+                    self.left_alone_until = Some(now);
                 }
                 return;
             }
         };
         self.failures = self.failures.saturating_add(1);
         // What fails while it is left alone was sent before, and says nothing new.
-        let left_alone = self.closed_until.is_some_and(|until| now < until);
+        let left_alone = self.left_alone_until.is_some_and(|until| now < until);
         let enough = probing || self.failures >= FAILURES_TO_OPEN;
         let pause = (enough && !left_alone).then(|| {
             let doublings = self.pauses.min(3);
@@ -98,9 +98,9 @@ impl Breaker {
         let asked = retry_after.map(crate::credential::policy::delta);
         if let Some(pause) = pause.max(asked) {
             let until = self
-                .closed_until
+                .left_alone_until
                 .map_or(now + pause, |until| until.max(now + pause));
-            self.closed_until = Some(until);
+            self.left_alone_until = Some(until);
         }
     }
 }

@@ -60,9 +60,14 @@ impl Line {
         lock(&self.state).followers.clear();
     }
 
-    /// The first firing that was not dealt with.
+    /// The first firing that was not dealt with; none while one is being delivered, because whoever
+    /// asks must not wait for that.
     pub(super) fn next(&self) -> Option<DateTime<Utc>> {
-        lock(&self.state).cursor.next
+        match self.state.try_lock() {
+            Ok(state) => state.cursor.next,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().cursor.next,
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// The time of the firing that waits to be delivered at `now`.

@@ -3,12 +3,16 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::{
+    sync::{Mutex, Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -25,6 +29,8 @@ use crate::{
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// A delivery that is not over by then, the wait for its turn included, counts as failed.
+const ATTEMPT_IS_SLOW: Duration = Duration::from_secs(60);
 /// How many deliveries are under way at once. Writing a file holds a thread, and at the start
 /// every credential has something to deliver.
 pub const AT_ONCE: usize = 32;
@@ -84,7 +90,15 @@ impl Deliveries {
             }
             loop {
                 let version = versions.borrow_and_update().clone();
-                let result = self.attempt(&member, &*target, &version, retry_in).await;
+                let mut attempt = pin!(self.attempt(&member, &*target, &version, retry_in));
+                let result = match timeout(ATTEMPT_IS_SLOW, &mut attempt).await {
+                    Ok(result) => result,
+                    // What hangs does not say that it fails. The attempt goes on.
+                    Err(_) => {
+                        member.delivered(place, false);
+                        attempt.await
+                    }
+                };
                 member.delivered(place, result.is_ok());
                 if result.is_ok() {
                     retry_in = FIRST_RETRY;

@@ -43,7 +43,7 @@ pub async fn fill(folder: &Path, credentials: usize, issued_at: Timestamp) {
                     scope: None,
                     refresh_in: None,
                     refresh_token_expires_at: None,
-                    refresh_token_end_since: None,
+                    refresh_token_life: None,
                     provider: None,
                 },
             };

@@ -107,9 +107,9 @@ fn what_an_answer_omits_is_carried_forward() {
     );
 }
 
-/// The whole life of a refresh token, in seconds, after answers that came an hour apart and
-/// said that so much of it is left.
-fn life_after(left: &[u64]) -> i64 {
+/// What is known of a refresh token's life after answers that came an hour apart and said that
+/// so much of it is left.
+fn after(left: &[u64]) -> TokenDetails {
     let mut tokens: Option<TokenSet> = None;
     for (hour, left) in left.iter().enumerate() {
         let body = format!(
@@ -122,37 +122,33 @@ fn life_after(left: &[u64]) -> i64 {
         };
         tokens = Some(read(StatusCode::OK, &raw(&body), &context).unwrap());
     }
-    let details = tokens.unwrap().details;
-    let end = details.refresh_token_expires_at.unwrap();
-    (end - details.refresh_token_end_since.unwrap()).num_seconds()
+    tokens.unwrap().details
 }
 
 #[test]
-fn the_whole_life_of_a_refresh_token_is_known_as_long_as_its_end_stays() {
+fn the_whole_life_of_a_refresh_token_is_the_most_that_was_left_of_it() {
     const DAY: u64 = 86_400;
-    assert_eq!(life_after(&[DAY]), 86_400);
-    // No refresh moves the end: what is left shrinks with time, give or take the way.
-    assert_eq!(life_after(&[DAY, DAY - 3_600, DAY - 7_201]), 86_399);
-    // Each refresh buys a new term.
-    assert_eq!(life_after(&[DAY, DAY, DAY]), 86_400);
-    // A new login began a new one.
-    assert_eq!(life_after(&[DAY, DAY - 3_600, 2 * DAY]), 2 * 86_400);
+    let life_after = |left: &[u64]| after(left).refresh_token_life.unwrap().as_secs();
+    assert_eq!(life_after(&[DAY]), DAY);
+    assert_eq!(life_after(&[DAY, DAY - 3_600, DAY - 7_201]), DAY);
+    assert_eq!(life_after(&[DAY, DAY, DAY]), DAY);
+    assert_eq!(
+        life_after(&[DAY, DAY - 3_600, 2 * DAY]),
+        2 * DAY,
+        "a longer term"
+    );
 }
 
 #[test]
-fn a_label_is_a_word_of_ours_or_other() {
-    for known in [
-        "invalid_grant",
-        "invalid_client",
-        "slow_down",
-        "connect",
-        "http_503",
-    ] {
-        assert_eq!(label(known), known);
-    }
-    for foreign in ["bad_refresh_token", "http_", "http_5034", "http_x03", ""] {
-        assert_eq!(label(foreign), "other", "{foreign}");
-    }
+fn a_client_has_no_login_that_could_end() {
+    let body = r#"{"access_token":"a","refresh_expires_in":1800}"#;
+    let context = Context {
+        spends: false,
+        ..context()
+    };
+    let details = read(StatusCode::OK, &raw(body), &context).unwrap().details;
+    assert_eq!(details.refresh_token_expires_at, None);
+    assert_eq!(details.refresh_token_life, None);
 }
 
 #[test]
