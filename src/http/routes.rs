@@ -22,6 +22,9 @@ const PROBE_GOOD_FOR: Duration = Duration::from_secs(2);
 /// A store that needs longer than this cannot be relied on, and nobody who asks waits longer.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// When the store was last asked to write, and what came of it.
+pub type Probed = (Instant, Result<(), String>);
+
 /// What the routes look at.
 pub struct Service {
     /// The credentials.
@@ -39,7 +42,7 @@ pub struct Service {
     /// Cancelled when the service is to stop: from then on it is not ready.
     pub stop: CancellationToken,
     /// The last probe of the store.
-    pub probed: Arc<Mutex<Option<(Instant, Result<(), String>)>>>,
+    pub probed: Arc<Mutex<Option<Probed>>>,
 }
 
 /// The routes, measured.
