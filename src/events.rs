@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use crate::{
     clock::Timestamp,
     credential::{Reason, Withheld, policy},
-    metrics::Metrics,
+    metrics::{Metrics, StoreOperation},
     name::Name,
 };
 
@@ -177,7 +177,7 @@ pub struct SaveFailed<'a> {
 impl SaveFailed<'_> {
     /// Tells it.
     pub fn emit(&self, metrics: &Metrics) {
-        metrics.store_error("save");
+        metrics.store_error(StoreOperation::Save);
         let Self {
             credential, error, ..
         } = self;
@@ -188,8 +188,8 @@ impl SaveFailed<'_> {
 
 /// The store failed where nothing is lost by it.
 pub struct StoreFailed<'a> {
-    /// The operation, one of [`crate::metrics::STORE_OPERATIONS`].
-    pub operation: &'static str,
+    /// The operation.
+    pub operation: StoreOperation,
     /// What was to be written or read.
     pub what: &'a str,
     /// What the store said.

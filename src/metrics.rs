@@ -19,10 +19,44 @@ const RUN_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0,
 ];
 
-/// What the store is asked for: label values. The first three are the steps of a refresh that
-/// it takes part in, and are measured.
-pub const STORE_OPERATIONS: [&str; 5] = ["checkout", "save", "settle", "read", "history"];
-const MEASURED: usize = 3;
+/// What the store is asked for: label values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOperation {
+    /// See [`crate::store::Store::checkout`].
+    Checkout,
+    /// See [`crate::store::Store::save`].
+    Save,
+    /// See [`crate::store::Store::settle`].
+    Settle,
+    /// A look at a credential.
+    Read,
+    /// Runs and firings of jobs.
+    History,
+}
+
+impl StoreOperation {
+    /// Every operation.
+    pub const ALL: [Self; 5] = [
+        Self::Checkout,
+        Self::Save,
+        Self::Settle,
+        Self::Read,
+        Self::History,
+    ];
+    /// The steps of a refresh, which are measured.
+    pub const STEPS: [Self; 3] = [Self::Checkout, Self::Save, Self::Settle];
+
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Checkout => "checkout",
+            Self::Save => "save",
+            Self::Settle => "settle",
+            Self::Read => "read",
+            Self::History => "history",
+        }
+    }
+}
 
 /// Every counter and histogram, registered once.
 pub struct Metrics {
@@ -151,11 +185,13 @@ impl Metrics {
             ),
         );
         reload.set(1.0);
-        for operation in STORE_OPERATIONS {
-            metrics.store_errors.with_label_values(&[operation]);
+        for operation in StoreOperation::ALL {
+            metrics
+                .store_errors
+                .with_label_values(&[operation.as_str()]);
         }
-        for operation in &STORE_OPERATIONS[..MEASURED] {
-            metrics.store_operation(operation);
+        for step in StoreOperation::STEPS {
+            metrics.store_operation(step);
         }
         let process = prometheus::process_collector::ProcessCollector::for_self();
         metrics
@@ -234,14 +270,16 @@ impl Metrics {
     }
 
     /// The histogram of one operation of the store.
-    pub fn store_operation(&self, operation: &str) -> Histogram {
+    pub fn store_operation(&self, operation: StoreOperation) -> Histogram {
         self.store_operation_duration
-            .with_label_values(&[operation])
+            .with_label_values(&[operation.as_str()])
     }
 
     /// An operation of the store failed.
-    pub fn store_error(&self, operation: &str) {
-        self.store_errors.with_label_values(&[operation]).inc();
+    pub fn store_error(&self, operation: StoreOperation) {
+        self.store_errors
+            .with_label_values(&[operation.as_str()])
+            .inc();
     }
 
     /// A credential whose new tokens are only in memory, until what is returned is dropped.

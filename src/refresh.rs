@@ -29,7 +29,7 @@ use crate::{
     },
     events,
     fleet::{Fleet, Member},
-    metrics::Metrics,
+    metrics::{Metrics, StoreOperation},
     oauth::GrantError,
     provider::breaker::Heard,
     secret::Secret,
@@ -139,7 +139,7 @@ impl Refresher {
         // from here on leaves a trace.
         let lease = self.lease(member);
         let checkout = self.store.checkout(&member.name, current.version, &lease);
-        match self.timed("checkout", checkout).await {
+        match self.timed(StoreOperation::Checkout, checkout).await {
             Ok(Checkout::Newer(record)) => {
                 return (self.adopt(member, *record), Some(Heard::Nothing));
             }
@@ -157,7 +157,7 @@ impl Refresher {
             }
             Err(error) => {
                 events::StoreFailed {
-                    operation: "checkout",
+                    operation: StoreOperation::Checkout,
                     what: "intent",
                     error: &error,
                 }
@@ -263,7 +263,7 @@ impl Refresher {
         // The save gave the lease back, and whoever holds none cannot settle.
         let lease = self.lease(member);
         let checkout = self.store.checkout(&member.name, version, &lease);
-        let checkout = self.timed("checkout", checkout).await;
+        let checkout = self.timed(StoreOperation::Checkout, checkout).await;
         let lease = matches!(checkout, Ok(Checkout::Granted { .. })).then_some(&lease);
         let (outcome, heard) = self.fail(member, &kept, lease, error, started).await;
         (outcome, Some(heard))
@@ -292,7 +292,7 @@ impl Refresher {
         let mut unsaved = None;
         loop {
             let saved = self.store.save(&member.name, expected, tokens);
-            let mut saved = pin!(self.timed("save", saved));
+            let mut saved = pin!(self.timed(StoreOperation::Save, saved));
             let saved = match timeout(SAVE_IS_SLOW, &mut saved).await {
                 Ok(saved) => saved,
                 // A disk that hangs says nothing. The save goes on.
@@ -365,7 +365,7 @@ impl Refresher {
                 // Who cannot look must not say that a person is needed.
                 Err(failed) => {
                     events::StoreFailed {
-                        operation: "read",
+                        operation: StoreOperation::Read,
                         what: "second look at a dead grant",
                         error: &failed,
                     }
@@ -465,9 +465,9 @@ impl Refresher {
         let settled = self.store.settle(&member.name, lease, standing, dead);
         // Nothing is lost by a failure: the lease runs out, memory knows the rest, and
         // after a restart the attempt is simply made again.
-        if let Err(error) = self.timed("settle", settled).await {
+        if let Err(error) = self.timed(StoreOperation::Settle, settled).await {
             events::StoreFailed {
-                operation: "settle",
+                operation: StoreOperation::Settle,
                 what: "settlement",
                 error: &error,
             }
@@ -514,12 +514,12 @@ impl Refresher {
     /// Measures an operation of the store, and puts it into the trace.
     async fn timed<T>(
         &self,
-        operation: &'static str,
+        operation: StoreOperation,
         future: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let span = match operation {
-            "checkout" => tracing::info_span!("store.checkout"),
-            "save" => tracing::info_span!("store.save"),
+            StoreOperation::Checkout => tracing::info_span!("store.checkout"),
+            StoreOperation::Save => tracing::info_span!("store.save"),
             _ => tracing::info_span!("store.settle"),
         };
         let timer = self.metrics.store_operation(operation).start_timer();

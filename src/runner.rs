@@ -19,7 +19,7 @@ use crate::{
     credential::policy::roll,
     events,
     job::{Job, JobError, Run, Summary, Trigger},
-    metrics::Metrics,
+    metrics::{Metrics, StoreOperation},
     name::Name,
     schedule::{Firing, Schedule},
     scheduler::{Scheduler, SchedulerError},
@@ -208,7 +208,7 @@ impl Runner {
             Ok(last) => last,
             Err(error) => {
                 return events::StoreFailed {
-                    operation: "history",
+                    operation: StoreOperation::History,
                     what: "last firing",
                     error: &error,
                 }
@@ -235,7 +235,7 @@ impl Runner {
     async fn remember(&self, job: &Hosted, at: Timestamp) {
         if let Err(error) = self.store.record_firing(&job.name, at).await {
             events::StoreFailed {
-                operation: "history",
+                operation: StoreOperation::History,
                 what: "firing",
                 error: &error,
             }
@@ -372,7 +372,7 @@ impl Runner {
             };
             if let Err(error) = self.store.record_run(&record).await {
                 events::StoreFailed {
-                    operation: "history",
+                    operation: StoreOperation::History,
                     what: "run",
                     error: &error,
                 }
