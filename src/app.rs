@@ -42,6 +42,7 @@ use crate::{
     store::{
         Record, Store, StoreError,
         cipher::{self, Cipher},
+        probe::Probe,
         sqlite::{History, SqliteStore},
     },
 };
@@ -132,12 +133,13 @@ impl App {
             fleet: self.refresher.fleet.clone(),
             runner: self.runner.clone(),
             scheduler: scheduler.clone(),
-            store: self.store.clone(),
+            probe: Probe::new(self.store.clone()),
             metrics: self.refresher.metrics.clone(),
             clock: self.refresher.clock.clone(),
             stop: self.stop.clone(),
-            probed: Arc::default(),
         });
+        let probing = service.probe.clone().run(self.stop.clone());
+        self.refresher.tasks.spawn(probing);
         self.runner.start(&scheduler).await?;
 
         let http_stop = CancellationToken::new();

@@ -135,7 +135,7 @@ impl Metrics {
                 &registry,
                 Gauge::new(
                     "perennial_store_writable",
-                    "1 while the store proves at a scrape that it can write durably, else 0.",
+                    "1 while the store proves every 30 s that it can write durably, within a second, else 0.",
                 ),
             ),
             store_unsaved: register(

@@ -6,6 +6,7 @@
 
 pub mod cipher;
 pub mod lock;
+pub mod probe;
 pub mod sqlite;
 
 use std::{

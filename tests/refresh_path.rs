@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -38,6 +38,7 @@ use perennial::{
     store::{
         Checkout, Lease, Record, RunRecord, Saved, Store, StoreError,
         cipher::Cipher,
+        probe::Probe,
         sqlite::{History, SqliteStore},
     },
 };
@@ -132,6 +133,42 @@ async fn tokens_whose_save_hangs_are_counted_until_it_ends() {
     assert_eq!(refresh.await.unwrap(), Outcome::Refreshed(2));
     assert!(!unsaved());
     assert_eq!(token(&place.stored().await), "refresh-1");
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_is_known_and_asked_once() {
+    let place = Place::with_one().await;
+    let probe = Probe::new(place.store.clone());
+    assert!(probe.is_writable(), "it was opened");
+    let hung = place.store.saving.lock().await;
+    let asked = join_all((0..100).map(|_| probe.prove())).await;
+    for proof in asked {
+        assert_eq!(proof.unwrap_err(), "the store has not written for a second");
+    }
+    assert!(!probe.is_writable());
+    assert_eq!(place.store.probes.load(Ordering::SeqCst), 1);
+    drop(hung);
+    place
+        .eventually("the probe to end", || probe.is_writable())
+        .await;
+    assert_eq!(probe.prove().await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_refuses_is_known_within_half_a_minute() {
+    let place = Place::with_one().await;
+    let probe = Probe::new(place.store.clone());
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(probe.clone().run(stop.clone()));
+    place.store.fail("probe", 1);
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert!(probe.is_writable());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!probe.is_writable());
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(probe.is_writable(), "it recovered");
+    stop.cancel();
+    running.await.unwrap();
 }
 
 #[tokio::test]
@@ -813,6 +850,7 @@ impl Place {
             store,
             failures: Mutex::default(),
             saving: tokio::sync::Mutex::default(),
+            probes: AtomicU32::new(0),
         });
         let clock = Arc::new(Hands {
             start,
@@ -1060,8 +1098,9 @@ impl Grant for PanicsFirst {
 struct Flaky {
     store: SqliteStore,
     failures: Mutex<BTreeMap<&'static str, u32>>,
-    /// Who holds it makes every save hang.
+    /// Who holds it makes every save and every probe hang.
     saving: tokio::sync::Mutex<()>,
+    probes: AtomicU32,
 }
 
 impl Flaky {
@@ -1152,7 +1191,11 @@ impl Store for Flaky {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        self.store.probe().await
+        self.probes.fetch_add(1, Ordering::SeqCst);
+        self.perhaps("probe")?;
+        let _saving = self.saving.lock().await;
+        // Time that is moved does not wait for a real disk.
+        Ok(())
     }
 
     async fn close(&self) {

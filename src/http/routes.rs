@@ -2,28 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use warp::{Filter, Rejection, Reply, http::StatusCode, http::header, reply::Response};
 
 use super::{exposition, gzip, runbook};
 use crate::{
     clock::Clock, credential::policy::delta, fleet::Fleet, metrics::Metrics, runner::Runner,
-    scheduler::Scheduler, status, store::Store,
+    scheduler::Scheduler, status, store::probe::Probe,
 };
 
 /// Prometheus 3 refuses a scrape without this.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The scheduler beats every 5 s, and may pause for 30 s after its clock was set back.
 const SCHEDULER_DEAD_AFTER: Duration = Duration::from_secs(60);
-/// How long a proof that the store can write is good for: a probe syncs the disk, and anybody
-/// may ask.
-const PROBE_GOOD_FOR: Duration = Duration::from_secs(2);
-/// A store that needs longer than this cannot be relied on, and nobody who asks waits longer.
-const PROBE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// When the store was last asked to write, and what came of it.
-pub type Probed = (Instant, Result<(), String>);
 
 /// What the routes look at.
 pub struct Service {
@@ -33,16 +24,14 @@ pub struct Service {
     pub runner: Arc<Runner>,
     /// Whether it ticks.
     pub scheduler: Scheduler,
-    /// Whether it can be written.
-    pub store: Arc<dyn Store>,
+    /// Whether the store can be written.
+    pub probe: Arc<Probe>,
     /// What was counted.
     pub metrics: Arc<Metrics>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// Cancelled when the service is to stop: from then on it is not ready.
     pub stop: CancellationToken,
-    /// The last probe of the store.
-    pub probed: Arc<Mutex<Option<Probed>>>,
 }
 
 /// The routes, measured.
@@ -96,7 +85,7 @@ pub fn routes(
 }
 
 async fn scrape(service: Arc<Service>, accept_encoding: Option<String>) -> Response {
-    let store_writable = store_can_write(&service).await.is_ok();
+    let store_writable = service.probe.is_writable();
     // Writing and compressing take milliseconds for ten thousand credentials: not on a thread
     // that readers wait for.
     let encoded = tokio::task::spawn_blocking(move || {
@@ -153,34 +142,10 @@ async fn readyz(service: Arc<Service>) -> Response {
     if service.stop.is_cancelled() {
         return answer(StatusCode::SERVICE_UNAVAILABLE, "stopping");
     }
-    match store_can_write(&service).await {
+    match service.probe.prove().await {
         Ok(()) => answer(StatusCode::OK, "ready"),
         Err(error) => answer(StatusCode::SERVICE_UNAVAILABLE, &error),
     }
-}
-
-/// Proves that the store can write, or looks back at a proof that is good still.
-async fn store_can_write(service: &Service) -> Result<(), String> {
-    let proof = async {
-        let mut probed = service.probed.clone().lock_owned().await;
-        if let Some((at, result)) = &*probed
-            && at.elapsed() < PROBE_GOOD_FOR
-        {
-            return result.clone();
-        }
-        let store = service.store.clone();
-        // In a task of its own that keeps the lock: one that hangs is the only one, however
-        // many ask.
-        let probe = tokio::spawn(async move {
-            let result = store.probe().await.map_err(|error| error.to_string());
-            *probed = Some((Instant::now(), result.clone()));
-            result
-        });
-        probe.await.unwrap_or_else(|error| Err(error.to_string()))
-    };
-    tokio::time::timeout(PROBE_PATIENCE, proof)
-        .await
-        .unwrap_or_else(|_| Err("the store has not written for a second".to_owned()))
 }
 
 fn answer(status: StatusCode, text: &str) -> Response {
