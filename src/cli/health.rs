@@ -9,8 +9,8 @@ use reqwest::{Client, StatusCode, Url, redirect};
 use super::{Failure, from_here};
 use crate::config::{self, Found};
 
-/// An answer takes a millisecond; whoever runs health checks waits for seconds.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// An answer takes a millisecond; whoever runs health checks waits longer, and hears why.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(clap::Args)]
 pub(super) struct Args {
