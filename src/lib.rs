@@ -27,8 +27,8 @@
 //!   [`sinks`]: where access tokens are delivered.
 //! - [`events`]: every fact that is reported. [`metrics`], [`telemetry`], [`status`], [`http`]:
 //!   how it is seen. [`shipped`]: dashboards and alerts, inside the binary.
-//! - [`clock`], [`name`], [`secret`]: time that may be stepped, names that need no escaping,
-//!   text that is never printed.
+//! - [`clock`], [`name`], [`secret`], [`tls`]: time that may be stepped, names that need no
+//!   escaping, text that is never printed, who does the cryptography.
 //! - [`crash`]: where a debug build can be made to die, for the tests.
 //!
 //! Why things are as they are: `docs/decisions/`.
@@ -61,6 +61,7 @@ pub mod sinks;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 
 /// The commit that this was built from.
 pub const COMMIT: &str = env!("BUILD_COMMIT");

@@ -349,8 +349,7 @@ fn broken(error: &reqwest::Error) -> GrantError {
 /// elsewhere), no retries (they would spend a refresh token twice), no decompression
 /// (nothing to bomb), TLS verified against the system's roots.
 pub fn http_client(timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
-    // Err means that one is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::provide();
     reqwest::Client::builder()
         .user_agent(concat!("perennial/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())

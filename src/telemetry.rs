@@ -179,9 +179,7 @@ impl Origin {
 }
 
 fn provider(endpoint: &Url, resource: Resource) -> anyhow::Result<SdkTracerProvider> {
-    // Our reqwest comes without a TLS provider of its own. An error means that one is
-    // installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::provide();
 
     // The crate builds its blocking client on a thread of its own, so this may be called
     // inside a runtime.

@@ -25,8 +25,7 @@ impl Service {
             Err(error) if [NotFound, ConnectionRefused].contains(&error.kind()) => return Ok(None),
             Err(error) => return Err(error).with_context(|| socket.display().to_string()),
         }
-        // Err means that one is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::provide();
         let http = reqwest::Client::builder()
             .unix_socket(socket)
             .timeout(PATIENCE)

@@ -7,7 +7,10 @@ use anyhow::{Context, anyhow};
 use reqwest::{Client, StatusCode, Url, redirect};
 
 use super::{Failure, from_here};
-use crate::config::{self, Found};
+use crate::{
+    config::{self, Found},
+    tls,
+};
 
 /// An answer takes a millisecond; whoever runs health checks waits longer, and hears why.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -27,8 +30,7 @@ pub(super) async fn run(
         Some(url) => url,
         None => default_url(load)?,
     };
-    // Err means that one is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::provide();
     let http = Client::builder()
         .timeout(PATIENCE)
         .redirect(redirect::Policy::none())

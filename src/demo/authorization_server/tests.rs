@@ -30,7 +30,7 @@ struct Seen {
 
 impl Bench {
     async fn new(behaviour: Behaviour) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::provide();
         let shutdown = CancellationToken::new();
         Self {
             server: AuthorizationServer::start(behaviour, shutdown.clone())
