@@ -159,12 +159,16 @@ async fn command(cli: Cli) -> Result<(), Failure> {
         }
         Command::Serve { or_demo: true } => {
             let mut signals = Signals::new()?;
-            if let Found::Nothing(server) = load_or_nothing()?
-                && let Ended::Stopped = demo::run_unasked(server, look, &mut signals).await?
-            {
-                return Ok(());
-            }
-            serve::run(loaded(load()?), &mut signals).await
+            let found = match load_or_nothing()? {
+                Found::Configuration(found) => found,
+                Found::Nothing(server) => {
+                    match demo::run_unasked(server, look, &mut signals).await? {
+                        Ended::Configured(found) => found,
+                        Ended::Stopped => return Ok(()),
+                    }
+                }
+            };
+            serve::run(loaded(*found), &mut signals).await
         }
         Command::Demo(args) => demo::run(args).await,
         Command::Health(args) => health::run(args, load_or_nothing).await,

@@ -229,10 +229,7 @@ impl Member {
 
     /// Is a refresh under way?
     pub fn is_refreshing(&self) -> bool {
-        self.flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some()
+        lock(&self.flight).is_some()
     }
 }
 

@@ -14,7 +14,7 @@ use self::trouble::{TROUBLES, Trouble};
 use super::{Failure, serve, serve::Signals};
 use crate::{
     app::App,
-    config::{self, Config, Found, Input, Server},
+    config::{self, Config, Found, Input, Loaded, Server},
     demo::authorization_server::{AuthorizationServer, Behaviour, CLIENT_SECRET},
     http::listener::BindError,
     plugins,
@@ -41,8 +41,8 @@ const CLIENT: &str = "demo";
 pub(super) enum Ended {
     /// Somebody wanted it to.
     Stopped,
-    /// There is something to serve now.
-    Configured,
+    /// There is this to serve now.
+    Configured(Box<Loaded>),
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
@@ -66,11 +66,11 @@ pub(super) async fn run_unasked(
     );
     let configured = async {
         let mut said = String::new();
-        loop {
+        let found = loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             match look() {
                 Ok(Found::Nothing(_)) => {}
-                Ok(Found::Configuration(_)) => break,
+                Ok(Found::Configuration(found)) => break found,
                 // Somebody may be in the middle of writing it.
                 Err(errors) if errors.to_string() == said => {}
                 Err(errors) => {
@@ -78,8 +78,9 @@ pub(super) async fn run_unasked(
                     warn!("the demo goes on until this is mended: {said}");
                 }
             }
-        }
+        };
         info!(file, "there is a configuration: the demo ends");
+        found
     };
     demonstrate(Args::default(), server, configured, signals).await
 }
@@ -88,7 +89,7 @@ pub(super) async fn run_unasked(
 async fn demonstrate(
     args: Args,
     mut settings: Server,
-    configured: impl Future<Output = ()>,
+    configured: impl Future<Output = Box<Loaded>>,
     signals: &mut Signals,
 ) -> Result<Ended, Failure> {
     settings.listen = args.listen.unwrap_or(settings.listen);
@@ -131,7 +132,7 @@ async fn demonstrate(
     ))?;
     let ended = tokio::select! {
         () = signals.next() => Ended::Stopped,
-        () = configured => Ended::Configured,
+        found = configured => Ended::Configured(found),
     };
     let stopped = serve::stop(running, config.server.shutdown_timeout, signals).await;
     stop.cancel();
